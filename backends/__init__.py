@@ -1,0 +1,1 @@
+"""Backends: a table of ops each, and the lowering of frozen graphs."""

@@ -1,0 +1,62 @@
+"""The x86 backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..base import Call, Frozen, Lowered, Target
+from . import saturation
+from .engine import take_deprecation_warning
+from .executors import EXECUTORS
+from .fuse import fuse
+from .lower import Lowering
+from .table import build_table
+from .tune import Tuner
+
+
+def detect_target() -> Target:
+    """This CPU, with torch's present number of threads."""
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    # AVX-VNNI alone does not count: fbgemm uses the AVX512 form only.
+    return Target(vnni=bool(capabilities.get("avx512_vnni", False)), threads=torch.get_num_threads())
+
+
+class X86Backend:
+    """Kernels of fbgemm and oneDNN through ``torch.ops.quantized``, chosen by measuring.
+
+    Args:
+        target: the CPU to compile for; None detects this one.
+        executor: ``"eager"`` (straight-line Python) or ``"torchscript"`` (traced and frozen: less overhead per op,
+            fixed number of axes).
+        tuner: measured kernel times; None reads and writes the cache on disk.
+    """
+
+    name = "x86"
+
+    def __init__(
+        self, target: Target | None = None, executor: str = "eager", tuner: Tuner | None = None
+    ) -> None:
+        take_deprecation_warning()
+        self.target = target or detect_target()
+        self.table = build_table()
+        self.executor = executor
+        self.tuner = tuner or Tuner()
+
+    def weight_scale_floor(self, call: Call, weight: Tensor, top: Tensor | None) -> Tensor | None:
+        """See :mod:`.saturation`; with VNNI nothing saturates."""
+        if self.target.vnni or weight.dim() < 2 or call.param("num_embeddings") is not None:
+            return None
+        axis = 1 if call.param("transposed", False) else 0
+        return saturation.scale_floor(weight, axis, int(call.param("groups", 1)), top)
+
+    def lower(self, frozen: Frozen) -> Lowered:
+        """Fuse where it pays, choose kernels, emit."""
+        fuse(frozen, self.table, self.tuner)
+        lowering = Lowering(frozen, self.table, self.tuner)
+        emitter, kernels = lowering.emit()
+        self.tuner.save()
+        run = EXECUTORS[self.executor](emitter, frozen)
+        return Lowered(run, frozen, kernels, emitter.weight_bytes())

@@ -1,0 +1,100 @@
+"""Building the lowered graph: nodes over constants, turned into straight-line code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ...compiler.types import QParams
+
+_OP = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)\(")
+
+
+class Emitter:
+    """A lowered graph under construction.
+
+    Attributes:
+        graph: its nodes; constants are ``get_attr``, kept fp32 modules ``call_module``.
+        constants: what those refer to, by name.
+    """
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.constants: dict[str, Any] = {}
+        self.needs_onednn = False
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A call of ``target``."""
+        return self.graph.call_function(target, args, kwargs)
+
+    def constant(self, value: Any, name: str = "constant") -> fx.Node:
+        """A value that the code reads: packed weights, a tensor."""
+        return self.graph.get_attr(self._keep(value, name))
+
+    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        """A call of a module that stays in fp32."""
+        return self.graph.call_module(self._keep(module, type(module).__name__.lower()), args, kwargs)
+
+    def quantize(self, x: fx.Node, known: QParams, channels_last: bool = False) -> fx.Node:
+        """An fp32 node as quint8; channels_last where its reader is a convolution over images."""
+        if channels_last:
+            x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
+        return self.call(
+            torch.ops.aten.quantize_per_tensor.default, x, known.scale, known.zero_point, torch.quint8
+        )
+
+    def dequantize(self, q: fx.Node) -> fx.Node:
+        """A quint8 node as fp32."""
+        return self.call(torch.ops.aten.dequantize.self, q)
+
+    def _keep(self, value: Any, name: str) -> str:
+        for known, kept in self.constants.items():
+            if kept is value:
+                return known
+        name = f"{name}_{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def compile(self) -> Callable[..., Any]:
+        """The graph as a Python function: one line an op, handles and constants bound."""
+        self.graph.eliminate_dead_code()
+        self.graph.lint()
+        code = self.graph.python_code("self")
+        bound = dict(code.globals)
+
+        def bind(match: re.Match[str]) -> str:
+            name = "op_" + "_".join(match.groups())
+            space, op, overload = match.groups()
+            # The handle below OpOverload.__call__, which only forwards to it.
+            bound[name] = getattr(getattr(getattr(torch.ops, space), op), overload)._op
+            return f"{name}("
+
+        exec(compile(_OP.sub(bind, code.src), "<fxquant lowered>", "exec"), bound)
+        used = self._used()
+        self.constants = {k: v for k, v in self.constants.items() if k in used}
+        return partial(bound["forward"], SimpleNamespace(**self.constants))
+
+    def _used(self) -> set[str]:
+        return {str(n.target) for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
+
+    def weight_bytes(self) -> int:
+        """Bytes of the constants that the graph reads: packed weights as int8 with their fp32 scales and biases."""
+        return sum(_bytes(self.constants[name]) for name in self._used())
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, nn.Module):
+        return sum(_bytes(t) for t in (*value.parameters(), *value.buffers()))
+    if isinstance(value, Tensor):
+        size = value.numel() * value.element_size()
+        per_channel = value.is_quantized and value.qscheme() != torch.per_tensor_affine
+        return size + (value.q_per_channel_scales().numel() * 4 if per_channel else 0)
+    if hasattr(value, "unpack"):
+        return sum(_bytes(t) for t in value.unpack() if isinstance(t, Tensor))
+    return 0

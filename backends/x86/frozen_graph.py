@@ -1,0 +1,74 @@
+"""Reading a frozen graph: which op stands between which quantize and dequantize, as an :class:`Int8Call`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, fx
+
+from ...compiler.qdq import dequantize, dequantize_channels, quantize
+from ...compiler.types import QParams
+from ...compiler.values import run_values
+from ..base import Frozen, OpRule, OpTable, Output
+from ..units import Unit, clamp_bounds, match_units
+from .calls import Int8Call, Operand, Weight
+from .kernels import in_fp32
+
+
+class FrozenGraph:
+    """A frozen graph with what its nodes are.
+
+    Attributes:
+        values: shape and dtype of every value on the example.
+        unit_of: the unit that gives a value.
+    """
+
+    def __init__(self, frozen: Frozen, table: OpTable) -> None:
+        self.gm, self.table = frozen.module, table
+        self.modules = dict(self.gm.named_modules())
+        self.values = run_values(self.gm, frozen.example_args, frozen.example_kwargs)
+        self.order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
+        units = match_units(self.gm, table).units
+        self.unit_of: dict[fx.Node, Unit] = {u.output: u for u in units}
+
+    def qparams(self, node: fx.Node) -> QParams | None:
+        """Of a ``dequantize`` or ``quantize`` node; None for any other."""
+        if node.target is dequantize and node.op == "call_function":
+            node = node.args[0]  # type: ignore[assignment]
+        if node.op != "call_function" or node.target is not quantize:
+            return None
+        _, scale, zero_point, qmin, qmax = node.args
+        return QParams(scale, zero_point, qmin, qmax)  # type: ignore[arg-type]
+
+    def call(self, unit: Unit, out: QParams | None, inputs: tuple[fx.Node, ...] | None = None) -> Int8Call:
+        """``unit`` as the kernels see it; ``inputs`` in place of its own, where something is fused."""
+        root = unit.root
+        nodes = unit.inputs if inputs is None else inputs
+        operands = tuple(Operand(self.qparams(n), self.values[n].shape) for n in nodes)
+        module = self.modules[str(root.target)] if root.op == "call_module" else None
+        clamp = clamp_bounds(unit, self.table)
+        return Int8Call(unit.rule.name, root, operands, out, clamp, self.weight(root), module)
+
+    def weight(self, root: fx.Node) -> Weight | None:
+        """The integer weight that ``root`` reads, if any."""
+        for node in root.all_input_nodes:
+            if node.op == "call_function" and node.target is dequantize_channels:
+                integers, scale, zero_point, axis = node.args
+                parts = [self.buffer(p) for p in (integers, scale, zero_point)]
+                bias = root.kwargs.get("bias")
+                return Weight(*parts, axis, self.buffer(bias) if bias is not None else None)  # type: ignore[arg-type]
+        return None
+
+    def buffer(self, node: Any) -> Tensor:
+        """The tensor behind a ``get_attr`` node."""
+        value: Any = self.gm
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value  # type: ignore[no-any-return]
+
+    def candidates(self, rule: OpRule, call: Int8Call) -> list[Any]:
+        """Every way to run ``call``: the row's kernels, and fp32 in between for an op without weights."""
+        found = list(rule.kernels(call)) if rule.kernels else []
+        if not rule.weighted and rule.output is not Output.SHARED:
+            found.append(in_fp32(call))
+        return found

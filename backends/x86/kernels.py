@@ -1,0 +1,365 @@
+"""Candidates for each kind of call, on ``torch.ops.quantized`` and ``torch.ops.onednn``.
+
+A function here takes an :class:`Int8Call` and returns its candidates; rows of the table name the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from .calls import Candidate, Int8Call, clamped
+from .emitter import Emitter
+from .engine import FBGEMM, ONEDNN, available
+
+Q = torch.ops.quantized
+Kernels = Callable[[Int8Call], list[Candidate]]
+
+
+def engines_for(call: Int8Call) -> tuple[str, ...]:
+    """Engines whose kernels take this weight: oneDNN knows no zero points of weights."""
+    assert call.weight is not None
+    symmetric = not bool(call.weight.zero_point.any())
+    return tuple(e for e in available() if e == FBGEMM or symmetric)
+
+
+def conv(dims: int, transposed: bool = False) -> Kernels:
+    """Convolution over ``dims`` axes of space."""
+    name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
+    packet = getattr(Q, name)
+    # The default overload of conv2d and conv3d still takes the options that packing has taken in.
+    op = packet.new if "new" in packet.overloads() else packet.default
+    prepack = getattr(Q, f"{name}_prepack").default
+
+    def pack(call: Int8Call, engine: str) -> Any:
+        options = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+        if not transposed:
+            del options["output_padding"]
+        lists = [call.option(n, d, dims) for n, d in options.items()]
+        groups = int(call.kwargs.get("groups", 1))
+        return call.pack(engine, lambda w, b: prepack(w, b, *lists, groups))
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        found = []
+        for engine in engines_for(call):
+
+            def build(
+                emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine
+            ) -> fx.Node:
+                packed = emitter.constant(pack(call, engine), name)
+                args = (inputs[0], packed, call.result.scale, call.result.zero_point)
+                return clamped(emitter, call, emitter.call(op, *args))
+
+            found.append(Candidate(f"quantized::{name} ({engine})", build))
+        return found
+
+    return candidates
+
+
+def conv2d_add(call: Int8Call) -> list[Candidate]:
+    """Convolution plus a residual, which is overwritten: ``inputs`` are the image and the residual."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        groups = int(call.kwargs.get("groups", 1))
+        packed = call.pack(ONEDNN, lambda w, b: Q.conv2d_prepack(w, b, *lists, groups))
+        emitter.needs_onednn = True
+        relu = call.clamp is not None and call.clamp[0] == 0
+        op = Q.conv2d_add_relu.default if relu else Q.conv2d_add.default
+        args = (emitter.constant(packed, "conv2d"), call.result.scale, call.result.zero_point)
+        return clamped(emitter, call, emitter.call(op, inputs[0], inputs[1], *args))
+
+    usable = ONEDNN in engines_for(call)
+    return [Candidate("quantized::conv2d_add (onednn)", build)] if usable else []
+
+
+def bytes_of(q: Tensor) -> Tensor:
+    """The integers of a quint8 tensor as uint8, sharing its memory."""
+    return torch.empty(0, dtype=torch.uint8).set_(
+        q.untyped_storage(), q.storage_offset(), q.size(), q.stride()
+    )
+
+
+def from_bytes(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    """A quint8 tensor over the memory of ``x`` (uint8)."""
+    empty = torch._empty_affine_quantized((0,), scale=scale, zero_point=zero_point, dtype=torch.quint8)
+    return empty.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+
+
+def conv2d_activation(attribute: str) -> Kernels:
+    """Convolution with the activation as a post-op of oneDNN, so that nothing is rounded between them."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        if ONEDNN not in engines_for(call):
+            return []
+        weight, source, out = call.weight, call.inputs[0].qparams, call.result
+        assert weight is not None and source is not None
+        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        groups = int(call.kwargs.get("groups", 1))
+        channels = weight.integers.shape[0]
+        scale = weight.scale.expand(channels).contiguous()
+
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            key = "onednn bytes"
+            if key not in call.packed:
+                call.packed[key] = torch.ops.onednn.qconv_prepack(
+                    weight.integers, scale, source.scale, source.zero_point, *lists, groups, call.inputs[0].shape
+                )
+            result = emitter.call(
+                torch.ops.onednn.qconv2d_pointwise.default,
+                emitter.call(bytes_of, inputs[0]), source.scale, source.zero_point,
+                emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
+                emitter.constant(torch.zeros(channels, dtype=torch.int32), "zero_point"),
+                emitter.constant(weight.bias, "bias") if weight.bias is not None else None,
+                *lists, groups, out.scale, out.zero_point, torch.uint8, attribute, [], "",
+            )  # fmt: skip
+            return clamped(emitter, call, emitter.call(from_bytes, result, out.scale, out.zero_point))
+
+        return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build)]
+
+    return candidates
+
+
+def linear(call: Int8Call) -> list[Candidate]:
+    """Linear with int8 in and int8 out; with fp32 out, quantization of the input is part of the kernel."""
+    if call.out is None:
+        return _linear_to_float(call)
+    found = []
+    for engine in engines_for(call):
+
+        def build(emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine) -> fx.Node:
+            args = (inputs[0], _packed_linear(emitter, call, engine), call.result.scale, call.result.zero_point)
+            return clamped(emitter, call, emitter.call(Q.linear.default, *args))
+
+        found.append(Candidate(f"quantized::linear ({engine})", build))
+    return found
+
+
+def _linear_to_float(call: Int8Call) -> list[Candidate]:
+    relu = call.clamp == (0.0, float("inf"))
+    name = f"linear_with_input_q_dq_qweight_dq_{'relu_' if relu else ''}output_fp32"
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        known = call.inputs[0].qparams
+        assert known is not None
+        packed = _packed_linear(emitter, call, FBGEMM)
+        result = emitter.call(getattr(Q, name).default, inputs[0], known.scale, known.zero_point, packed)
+        if call.clamp is not None and not relu:
+            result = emitter.call(torch.ops.aten.clamp.default, result, *call.clamp)
+        return result
+
+    return [Candidate(f"quantized::{name} ({FBGEMM})", build)]
+
+
+def linear_activation(op: Any, *params: str) -> Kernels:
+    """Linear with an activation that oneDNN fuses: leaky_relu, tanh."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        if ONEDNN not in engines_for(call) or call.out is None:
+            return []
+        assert call.epilogue is not None
+        extra = [call.epilogue[1].kwargs.get(p, 0.01) for p in params]
+
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            packed = _packed_linear(emitter, call, ONEDNN)
+            emitter.needs_onednn = True
+            args = (inputs[0], packed, call.result.scale, call.result.zero_point, *extra)
+            return clamped(emitter, call, emitter.call(op, *args))
+
+        return [Candidate(f"quantized::{op._schema.name.split('::')[1]} ({ONEDNN})", build)]
+
+    return candidates
+
+
+def _packed_linear(emitter: Emitter, call: Int8Call, engine: str) -> fx.Node:
+    return emitter.constant(call.pack(engine, Q.linear_prepack.default), "linear")
+
+
+def elementwise(op: Any, *params: str, extra: Callable[[Int8Call], tuple[Any, ...]] | None = None) -> Kernels:
+    """``op(x, *params, scale, zero_point)``; ``extra`` gives what stands between the input and the scale."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            between = extra(call) if extra else tuple(call.kwargs[p] for p in params)
+            args = tuple(
+                emitter.constant(a.detach(), "parameter") if isinstance(a, Tensor) else a for a in between
+            )
+            result = emitter.call(op, inputs[0], *args, call.result.scale, call.result.zero_point)
+            return clamped(emitter, call, result)
+
+        return [Candidate(f"{op._schema.name}", build)]
+
+    return candidates
+
+
+def binary(op: Any) -> Kernels:
+    """``op(a, b, scale, zero_point)`` with two tensors, or a tensor and a number."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        def plain(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            pair = list(inputs)
+            if len(pair) == 1:
+                pair.append(emitter.constant(_number(call.node), "number"))
+            result = emitter.call(op, *pair, call.result.scale, call.result.zero_point)
+            return clamped(emitter, call, result)
+
+        def spread(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            pair = list(inputs)
+            small = 0 if gate == 0 else 1
+            wide = emitter.graph.call_method("expand_as", (pair[small], pair[1 - small]))
+            pair[small] = emitter.graph.call_method(
+                "contiguous", (wide,), {"memory_format": torch.channels_last}
+            )
+            return plain(emitter, pair)
+
+        found = [Candidate(op._schema.name, plain)]
+        gate = _gate(call)
+        if gate is not None:
+            # A gate of one value per channel makes the kernel run one pixel at a time.
+            found.append(Candidate(f"{op._schema.name} (gate spread)", spread))
+        return found
+
+    return candidates
+
+
+def _gate(call: Int8Call) -> int | None:
+    """Which input, if one, is a value per channel (``N x C x 1 x 1``) over an image of the other."""
+    if len(call.inputs) != 2 or any(len(o.shape) != 4 for o in call.inputs):
+        return None
+    for i in (0, 1):
+        small, large = call.inputs[i].shape, call.inputs[1 - i].shape
+        if small[2:] == (1, 1) and large[2:] != (1, 1) and small[1] == large[1]:
+            return i
+    return None
+
+
+def _number(node: fx.Node) -> Tensor:
+    """A number as a quint8 tensor of one element, exactly."""
+    value = float(next(a for a in node.args if not isinstance(a, fx.Node)))  # type: ignore[arg-type]
+    integer, zero_point = (1, 0) if value >= 0 else (0, 1)
+    scale = abs(value) or 1.0
+    integer = integer if value else 0
+    return torch._make_per_tensor_quantized_tensor(
+        torch.tensor([integer], dtype=torch.uint8), scale, zero_point
+    )
+
+
+def cat(call: Int8Call) -> list[Candidate]:
+    """Concatenation; inputs with other qparams are requantized on the way. ``stack`` adds the axis first."""
+    stacked = call.op == "stack"
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        dim = int(call.kwargs.get("dim", 0))  # type: ignore[call-overload]
+        if stacked:
+            inputs = [emitter.call(torch.ops.aten.unsqueeze.default, x, dim) for x in inputs]
+        args = (list(inputs), dim, call.result.scale, call.result.zero_point)
+        return emitter.call(Q.cat.default, *args)
+
+    return [Candidate("quantized::cat", build)]
+
+
+def batch_norm(op: Any) -> Kernels:
+    """Batch normalisation that no layer could take in."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            bn: Any = call.module
+            parts = [
+                None if t is None else emitter.constant(t.detach(), "batch_norm")
+                for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+            ]
+            args = (*parts, bn.eps, call.result.scale, call.result.zero_point)
+            return clamped(emitter, call, emitter.call(op, inputs[0], *args))
+
+        return [Candidate(op._schema.name, build)]
+
+    return candidates
+
+
+def embedding(call: Int8Call) -> list[Candidate]:
+    """Rows of uint8 with an fp32 scale each, given as fp32."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        def pack(_: Tensor, __: Tensor | None) -> Any:
+            assert call.weight is not None
+            w = call.weight
+            rows = w.integers.shape[0]
+            # Stored unsigned: 128 more on both sides is the same value.
+            shifted = (w.integers.to(torch.int16) + 128).to(torch.uint8)
+            scale = w.scale.expand(rows).float().contiguous()
+            zero = (w.zero_point.expand(rows) + 128).float().contiguous()
+            return Q.embedding_bag_prepack(_rows(shifted, scale, zero))
+
+        packed = emitter.constant(call.pack(FBGEMM, pack), "embedding")
+        return emitter.call(Q.embedding_byte.default, packed, inputs[0])
+
+    return [Candidate("quantized::embedding_byte", build)]
+
+
+def _rows(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """A quint8 tensor with float qparams per row, holding just these integers."""
+    exact = (integers.float() - zero_point[:, None]) * scale[:, None]
+    return torch.quantize_per_channel(exact, scale, zero_point, 0, torch.quint8)
+
+
+def elementwise_pair(op: Any) -> Kernels:
+    """``op(a, b, scale, zero_point)`` of two tensors."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            return emitter.call(op, *inputs, call.result.scale, call.result.zero_point)
+
+        return [Candidate(op._schema.name, build)]
+
+    return candidates
+
+
+def fixed(op: Any) -> Kernels:
+    """``op(x)`` whose output has qparams of its own."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        return [Candidate(op._schema.name, lambda emitter, inputs: emitter.call(op, inputs[0]))]
+
+    return candidates
+
+
+def elu(call: Int8Call) -> list[Candidate]:
+    """``quantized::elu`` has its parameter behind the qparams."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        args = (call.result.scale, call.result.zero_point, call.kwargs.get("alpha", 1.0))
+        return clamped(emitter, call, emitter.call(Q.elu.default, inputs[0], *args))
+
+    return [Candidate("quantized::elu", build)]
+
+
+def no_kernels(call: Int8Call) -> list[Candidate]:
+    """None of its own: :func:`in_fp32` is the way."""
+    return []
+
+
+def in_fp32(call: Int8Call) -> Candidate:
+    """What every op has: dequantize, compute in fp32, quantize."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        values = iter([emitter.dequantize(q) for q in inputs])
+
+        def replace(value: Any) -> Any:
+            return next(values, value) if isinstance(value, fx.Node) else value
+
+        args = map_aggregate(call.node.args, replace)
+        if call.module is not None:
+            result = emitter.module(call.module, args, {})
+        elif call.node.op == "call_method":
+            result = emitter.graph.call_method(str(call.node.target), args, dict(call.node.kwargs))
+        else:
+            result = emitter.call(call.node.target, *args, **call.node.kwargs)
+        if call.clamp is not None:
+            result = emitter.call(torch.clamp, result, *call.clamp)
+        return emitter.quantize(result, call.result)
+
+    return Candidate("fp32 between dequantize and quantize", build)

@@ -1,0 +1,148 @@
+"""Lowering: a walk over the frozen graph that emits int8 kernels, and fp32 ops where there is none."""
+
+from __future__ import annotations
+
+from torch import fx
+from torch.fx.node import map_arg
+
+from ...compiler.qdq import dequantize, quantize
+from ..base import Frozen, OpTable, Output
+from ..units import Unit
+from .calls import Candidate, Int8Call
+from .emitter import Emitter
+from .frozen_graph import FrozenGraph
+from .fuse import fused_call
+from .tune import Tuner
+
+
+class Lowering:
+    """One lowering of one frozen graph."""
+
+    def __init__(self, frozen: Frozen, table: OpTable, tuner: Tuner) -> None:
+        self.graph = FrozenGraph(frozen, table)
+        self.tuner = tuner
+        self.emitter = Emitter()
+        self.int8: dict[fx.Node, fx.Node] = {}  # frozen value -> the quint8 node that holds it exactly
+        self.float: dict[fx.Node, fx.Node] = {}
+        self.entered: dict[fx.Node, fx.Node] = {}  # quantize -> the fp32 node that it rounds, computed in fp32
+        self.kernels: dict[fx.Node, str] = {}
+
+    def emit(self) -> tuple[Emitter, dict[fx.Node, str]]:
+        """The lowered graph, and the kernel of each frozen node that has one."""
+        for node in self.graph.gm.graph.nodes:
+            if node.op == "call_function" and node.target is quantize:
+                self.int8[node] = self._quantize(node)
+            elif node.op == "call_function" and node.target is dequantize:
+                self.int8[node] = self.int8[node.args[0]]
+            elif not self._pass_through(node):
+                self._float(node)
+        return self.emitter, self.kernels
+
+    def _quantize(self, node: fx.Node) -> fx.Node:
+        """The int8 value of a ``quantize``: of the op before it if that has a kernel, else of its fp32 value."""
+        value: fx.Node = node.args[0]  # type: ignore[assignment]
+        if value in self.int8:
+            return self.int8[value]
+        unit = self.graph.unit_of.get(value)
+        call = self._int8_call(unit, node) if unit is not None else None
+        if unit is None or call is None:
+            known = self.graph.qparams(node)
+            assert known is not None
+            self.entered[node] = self.as_float(value)
+            return self.emitter.quantize(self.entered[node], known, self._is_image(value))
+        rule, nodes = unit.rule, unit.inputs
+        if call.epilogue is not None:
+            first, link = self._fused_first(unit)  # type: ignore[misc]
+            self.kernels[unit.root] = f"fused into '{first.root.name}'"
+            candidates = first.rule.fused[rule.name](call)
+            nodes = (*first.inputs, *(n for n in unit.inputs if n is not link))
+        else:
+            candidates = self.graph.candidates(rule, call)
+        best = self.tuner.best(call, candidates)
+        self.kernels[call.node if call.epilogue else unit.root] = best.kernel
+        return self._build(best, nodes)
+
+    def _build(self, candidate: Candidate, nodes: tuple[fx.Node, ...]) -> fx.Node:
+        return candidate.build(self.emitter, [self.int8[n] for n in nodes])
+
+    def _int8_call(self, unit: Unit, node: fx.Node) -> Int8Call | None:
+        """The call, if every tensor it reads is int8 and its row has kernels."""
+        if unit.rule.output in (Output.FLOAT, Output.WEIGHT_ONLY):
+            first = self._fused_first(unit)
+            return fused_call(self.graph, first[0], unit, first[1]) if first else None
+        if unit.rule.kernels is None:
+            return None
+        fused = self._fused_first(unit)
+        if fused:
+            return fused_call(self.graph, fused[0], unit, fused[1])
+        if not all(n in self.int8 for n in unit.inputs):
+            return None
+        return self.graph.call(unit, self.graph.qparams(node))
+
+    def _fused_first(self, unit: Unit) -> tuple[Unit, fx.Node] | None:
+        """The unit that ``unit`` is fused into, and the value between them: one that no pair rounds."""
+        for value in unit.inputs:
+            first = self.graph.unit_of.get(value)
+            if first is not None and unit.rule.name in first.rule.fused and value not in self.int8:
+                if all(n in self.int8 for n in first.inputs) and self.graph.weight(first.root) is not None:
+                    return first, value
+        return None
+
+    def _pass_through(self, node: fx.Node) -> bool:
+        """Emit an op that works on integers as they are, where its input is int8."""
+        unit = self.graph.unit_of.get(node)
+        if unit is None or unit.rule.output is not Output.SHARED or not all(n in self.int8 for n in unit.inputs):
+            return False
+        self.int8[node] = self.emitter.graph.node_copy(node, lambda n: self.int8.get(n) or self.float[n])
+        self.kernels[node] = "on integers"
+        return True
+
+    def _float(self, node: fx.Node) -> None:
+        """Emit a node as it stands. What int8 kernels replace is left unread and dropped at the end."""
+        emitter = self.emitter
+        unit = self.graph.unit_of.get(node)
+        if unit is not None and unit.rule.weighted and self._weighted_to_float(unit, node):
+            return
+        if node.op == "placeholder":
+            self.float[node] = emitter.graph.node_copy(node)
+        elif node.op == "get_attr":
+            self.float[node] = emitter.constant(self.graph.buffer(node), node.name)
+        elif node.op == "call_module":
+            args = map_arg(node.args, self.as_float)
+            kwargs = map_arg(node.kwargs, self.as_float)
+            self.float[node] = emitter.module(self.graph.modules[str(node.target)], args, kwargs)
+        else:
+            read = self.as_float if node in self.graph.values or node.op == "output" else self._as_any
+            self.float[node] = emitter.graph.node_copy(node, read)
+
+    def _weighted_to_float(self, unit: Unit, node: fx.Node) -> bool:
+        """A weighted op whose output is fp32: an embedding, or a linear layer at the end of a region."""
+        rule = unit.rule
+        weight_only = rule.output is Output.WEIGHT_ONLY
+        if self.graph.weight(unit.root) is None or not (weight_only or rule.float_output):
+            return False
+        if any(u.target is quantize for u in node.users):
+            return False
+        call = self.graph.call(unit, None)
+        best = self.tuner.best(call, rule.kernels(call))
+        self.kernels[unit.root] = best.kernel
+        self.float[node] = best.build(self.emitter, [self._before_pair(n) for n in unit.inputs])
+        return True
+
+    def _before_pair(self, node: fx.Node) -> fx.Node:
+        """The fp32 value that a quantize/dequantize pair rounds: the kernel does that itself."""
+        quantized = node.args[0] if self.graph.qparams(node) is not None else None
+        return self.entered.get(quantized) or self.as_float(node)  # type: ignore[arg-type]
+
+    def as_float(self, node: fx.Node) -> fx.Node:
+        """``node`` as fp32, dequantized at its first fp32 reader."""
+        if node not in self.float:
+            self.float[node] = self.emitter.dequantize(self.int8[node])
+        return self.float[node]
+
+    def _as_any(self, node: fx.Node) -> fx.Node:
+        """``node`` in whichever form it has: a size is the same of both."""
+        return self.int8.get(node) or self.float[node]
+
+    def _is_image(self, value: fx.Node) -> bool:
+        return len(self.graph.values[value].shape) == 4

@@ -1,0 +1,65 @@
+r"""Weights that 16-bit pair sums cannot saturate.
+
+Without VNNI the int8 kernels of x86 compute with ``vpmaddubsw``: products of neighbouring inputs (uint8) and
+weights (int8) are added in pairs, in 16 bits, with saturation. oneDNN's guide ("Nuances of int8 computations")
+and torch.ao answer by giving up a bit of every activation. That is more than needed: a pair stays exact as long as
+
+.. math:: \sum_{j \in pair} \max(w_j u_j^{min}, w_j u_j^{max}) \le 32767 \cdot s
+
+and likewise for the minimum, where ``w`` is the fp32 weight, ``s`` its scale and ``u`` the input integers. The
+largest integer that each input channel reached in calibration (with headroom) bounds ``u``; the scale of an output
+channel grows only where one of its own pairs would saturate.
+
+Pairs are neighbours along the input channels, and for weights whose channels per group are odd in number (images
+with three channels, depthwise kernels) also along the flattened window: both layouts of fbgemm and oneDNN are
+respected (seen by feeding integers to the kernels: ``tests/backends/x86/test_saturation.py``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMIT = 32767
+HEADROOM = 1.25
+
+
+def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None) -> Tensor:
+    """Smallest exact scale per output channel.
+
+    Args:
+        weight: fp32; ``axis`` is that of the output channels, the other of the first two that of the inputs.
+        groups: of the convolution.
+        top: largest input integer per input channel; None, 255 everywhere.
+    """
+    w = weight.movedim(axis, 0).flatten(2) if weight.dim() > 2 else weight[:, :, None]
+    if axis == 1:
+        bound = torch.full((1, w.shape[1], 1), 255.0)
+    else:
+        bound = _bound(top, w.shape[0], w.shape[1], groups)
+    product = w * bound
+    # By channel: a pixel's neighbouring channels. By window: the flattened (pixel, channel) order.
+    layouts = [product.transpose(1, 2).flatten(0, 1).reshape(w.shape[0], -1, w.shape[1])]
+    if w.shape[1] % 2:
+        layouts.append(product.transpose(1, 2).flatten(1)[:, None])
+    floors = [_pair_extreme(layout) for layout in layouts]
+    # Rounding to integers may add half a step to each weight of a pair: 255 in all.
+    return torch.stack(floors).amax(0) / (LIMIT - 255)
+
+
+def _bound(top: Tensor | None, outputs: int, channels: int, groups: int) -> Tensor:
+    """Largest input integer that meets each weight: ``(outputs or 1, channels per group, 1)``."""
+    if top is None or top.numel() != channels * groups:
+        return torch.full((1, channels, 1), 255.0)
+    roomy = (top * HEADROOM).clamp(0, 255).reshape(groups, channels)
+    return roomy.repeat_interleave(outputs // groups, 0)[:, :, None]
+
+
+def _pair_extreme(products: Tensor) -> Tensor:
+    """Largest magnitude of a pair sum, with each input anywhere from 0 to its bound; pairs along the last axis."""
+    if products.shape[-1] % 2:
+        products = torch.nn.functional.pad(products, (0, 1))
+    pairs = products.unflatten(-1, (-1, 2))
+    highest = pairs.clamp_min(0).sum(-1).flatten(1).amax(1)
+    lowest = pairs.clamp_max(0).sum(-1).flatten(1).amin(1)
+    return torch.maximum(highest, -lowest)

@@ -1,0 +1,122 @@
+"""Choosing among kernels by measuring them on the call's own shapes; results are kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .calls import Candidate, Int8Call, Operand
+from .emitter import Emitter
+from .engine import ONEDNN, running_engine
+
+ROUNDS = 7
+BUDGET = 0.04  # seconds a candidate
+
+
+class Tuner:
+    """Measured milliseconds of candidates, cached by CPU, torch, threads and the call's signature.
+
+    The file is ``$FXQUANT_CACHE/kernels.json`` (default ``~/.cache/fxquant``); an unreadable one is measured anew.
+    """
+
+    def __init__(self, cache: bool = True) -> None:
+        self._path = cache_folder() / "kernels.json" if cache else None
+        self._times: dict[str, dict[str, float]] = _read(self._path)
+        self._dirty = False
+
+    def best(self, call: Int8Call, candidates: Sequence[Candidate]) -> Candidate:
+        """The fastest of ``candidates`` for ``call``; the only one is not measured."""
+        if len(candidates) == 1:
+            return candidates[0]
+        times = self.measure(call, candidates)
+        return min(candidates, key=lambda c: times[c.kernel])
+
+    def measure(self, call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
+        """Median milliseconds of each candidate, measured in turns so that noise hits all alike."""
+        key = f"{_machine()}|{torch.get_num_threads()}|{call.signature()}"
+        known = self._times.setdefault(key, {})
+        missing = [c for c in candidates if c.kernel not in known]
+        if missing:
+            # All of them again: times of different moments do not compare.
+            known.update(_race(call, candidates))
+            self._dirty = True
+        return known
+
+    def save(self) -> None:
+        """Write the cache file, whole or not at all."""
+        if self._path is None or not self._dirty:
+            return
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            merged = _read(self._path) | self._times
+            draft = self._path.with_suffix(f".{os.getpid()}.tmp")
+            draft.write_text(json.dumps(merged))
+            draft.replace(self._path)
+        self._dirty = False
+
+
+def cache_folder() -> Path:
+    """Where measurements are kept."""
+    return Path(os.environ.get("FXQUANT_CACHE") or Path.home() / ".cache" / "fxquant")
+
+
+def _read(path: Path | None) -> dict[str, dict[str, float]]:
+    try:
+        data = json.loads(path.read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+@lru_cache
+def _machine() -> str:
+    names = [""]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")][:1]
+    return f"{''.join(names)}|{torch.backends.cpu.get_cpu_capability()}|torch {torch.__version__}"
+
+
+def example(operand: Operand) -> Tensor:
+    """A random tensor like ``operand``, images in channels_last."""
+    x = torch.randint(0, 256, operand.shape, dtype=torch.uint8)
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if operand.qparams is None:
+        return x.float() / 128 - 1
+    return torch._make_per_tensor_quantized_tensor(x, operand.qparams.scale, operand.qparams.zero_point)
+
+
+def runner(call: Int8Call, candidate: Candidate) -> Callable[..., Any]:
+    """``candidate`` alone as a function of its inputs."""
+    emitter = Emitter()
+    nodes = [emitter.graph.placeholder(f"x{i}") for i in range(len(call.inputs))]
+    emitter.graph.output(candidate.build(emitter, nodes))
+    return emitter.compile()
+
+
+def _race(call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
+    tensors = [example(o) for o in call.inputs]
+    runs = [(c.kernel, runner(call, c)) for c in candidates]
+    times: dict[str, list[float]] = {name: [] for name, _ in runs}
+    with running_engine(ONEDNN), torch.inference_mode():
+        for _, run in runs:
+            run(*tensors)
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            for name, run in runs:
+                begin = time.perf_counter()
+                run(*tensors)
+                times[name].append((time.perf_counter() - begin) * 1e3)
+            if time.perf_counter() - start > BUDGET * len(runs):
+                break
+    return {name: sorted(values)[len(values) // 2] for name, values in times.items()}

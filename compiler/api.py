@@ -1,0 +1,124 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..backends.base import Backend, Target
+from ..backends.reference import ReferenceBackend
+from ..backends.x86 import X86Backend
+from ..backends.x86.executors import EXECUTORS
+from .batches import as_batches
+from .capture import Leaf, check_model
+from .config import QuantConfig
+from .errors import ConfigError, StateError, nearest
+from .module import Prepared, QuantizedModule
+from .pipeline import Options, start
+
+SCHEMES = ("static",)
+CALIBRATION_BATCHES = 32
+
+
+def _x86(target: Target | None, executor: str) -> Backend:
+    return X86Backend(target, executor)
+
+
+def _reference(target: Target | None, executor: str) -> Backend:
+    x86 = X86Backend(target)
+    return ReferenceBackend(x86.table, x86.target)
+
+
+BACKENDS: dict[str, Callable[[Target | None, str], Backend]] = {"x86": _x86, "reference": _reference}
+
+
+def compile(
+    model: nn.Module,
+    scheme: str = "static",
+    *,
+    calibration: Iterable[Any] | None = None,
+    config: QuantConfig | None = None,
+    backend: str = "x86",
+    target: Target | None = None,
+    executor: str = "eager",
+    leaf_modules: Sequence[Leaf] = (),
+    calibration_batches: int = CALIBRATION_BATCHES,
+    snapshots: bool = False,
+) -> QuantizedModule:
+    """Compile a float model to int8. The model itself is not changed.
+
+    Args:
+        model: a trained ``nn.Module`` on the CPU, in fp32.
+        scheme: ``"static"``: int8 weights and activations, ranges from calibration.
+        calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader whose
+            ``(input, target)`` pairs are told by the forward's arity. None: the result calibrates on its first
+            calls, until its ``freeze()``.
+        config: how to quantize, and what to leave in fp32.
+        backend: ``"x86"``, or ``"reference"`` (slow, plain torch ops).
+        target: the CPU to compile for; None is this one.
+        executor: ``"eager"`` or ``"torchscript"`` (less overhead per op).
+        leaf_modules: paths or classes of modules that are not traced, and stay whole and in fp32.
+        calibration_batches: at most this many batches are read.
+        snapshots: keep the graph after every step in ``result.snapshots``.
+
+    Returns:
+        The compiled module; print it for the report.
+
+    Raises:
+        ConfigError, ModelError, CaptureError, CalibrationError: see :mod:`fxquant.compiler.errors`.
+    """
+    prepared = prepare(
+        model, scheme, config=config, backend=backend, target=target, executor=executor,
+        leaf_modules=leaf_modules, snapshots=snapshots,
+    )  # fmt: skip
+    if not isinstance(calibration_batches, int) or calibration_batches < 1:
+        raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
+    if calibration is None:
+        return QuantizedModule(prepared)
+    for args, kwargs in as_batches(calibration, prepared.graph_module, calibration_batches):
+        prepared(*args, **kwargs)
+    return convert(prepared)
+
+
+def prepare(
+    model: nn.Module,
+    scheme: str = "static",
+    *,
+    config: QuantConfig | None = None,
+    backend: str = "x86",
+    target: Target | None = None,
+    executor: str = "eager",
+    leaf_modules: Sequence[Leaf] = (),
+    snapshots: bool = False,
+) -> Prepared:
+    """The first half of :func:`compile`: a runnable fp32 module that observes what passes through it.
+
+    Observers are placed at its first call, when the shapes are known. Arguments and errors as of :func:`compile`.
+    """
+    if scheme not in SCHEMES:
+        raise ConfigError(f"scheme is {scheme!r}. {nearest(scheme, SCHEMES)}")
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend is {backend!r}. {nearest(backend, BACKENDS)}")
+    if executor not in EXECUTORS:
+        raise ConfigError(f"executor is {executor!r}. {nearest(executor, EXECUTORS)}")
+    if config is not None and not isinstance(config, QuantConfig):
+        raise ConfigError(f"config must be a QuantConfig, got {type(config).__name__}.")
+    check_model(model)
+    options = Options(BACKENDS[backend](target, executor), config or QuantConfig(), leaf_modules, snapshots)
+    return Prepared(start(model, options))
+
+
+def convert(prepared: Prepared) -> QuantizedModule:
+    """The second half of :func:`compile`: lower a prepared and calibrated module to int8. It is used up.
+
+    Raises:
+        StateError: it was not made by :func:`prepare`, or has seen no data.
+    """
+    if not isinstance(prepared, Prepared):
+        raise StateError(f"convert takes what prepare gives, got {type(prepared).__name__}.")
+    return QuantizedModule(prepared).freeze()
+
+
+

@@ -1,0 +1,80 @@
+"""Calibration batches: what a user may pass, as arguments of the forward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from tqdm import tqdm
+
+from .errors import CalibrationError
+from .values import bind_inputs
+
+Batch = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[Batch]:
+    """At most ``limit`` batches of ``calibration``, one at a time, as ``(args, kwargs)`` of the forward.
+
+    A batch is a tensor, a tuple or list (positional), or a dict (by name). An ``(input, target)`` pair, as a
+    DataLoader gives, is told by the forward's arity: one item more than it takes is the target, and is dropped.
+
+    Raises:
+        CalibrationError: not an iterable of batches; no batch; a batch that the forward does not take.
+    """
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        hint = " Wrap a single batch in a list: calibration=[batch]." if isinstance(calibration, Tensor) else ""
+        raise CalibrationError(
+            f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}"
+        )
+    arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
+    total = len(calibration) if hasattr(calibration, "__len__") else None
+    total = min(limit, total) if total is not None else None
+    number = -1
+    progress = tqdm(
+        itertools.islice(calibration, limit), "calibrate", total=total, unit="batch", disable=None, leave=False
+    )
+    for number, batch in enumerate(progress):
+        yield _arguments(batch, arity, number, gm)
+    if number < 0:
+        raise CalibrationError("calibration gave no batch; at least one is needed to find activation ranges.")
+
+
+def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Batch:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+    elif isinstance(batch, list | tuple):
+        args = tuple(batch[:-1]) if len(batch) == arity + 1 else tuple(batch)
+    else:
+        args = (batch,)
+    try:
+        values = bind_inputs(gm, args, kwargs)
+    except TypeError as error:
+        raise CalibrationError(f"Calibration batch {number} does not fit the forward: {error}.") from error
+    for name, value in zip((n for n in gm.graph.nodes if n.op == "placeholder"), values, strict=True):
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise CalibrationError(f"Calibration batch {number} holds NaN or inf in input '{name}'.")
+    return args, kwargs
+
+
+def run_batch(gm: fx.GraphModule, batch: Batch, number: int) -> Any:
+    """One forward of ``gm``.
+
+    Raises:
+        CalibrationError: the forward fails on this batch.
+    """
+    try:
+        with torch.no_grad():
+            return gm(*batch[0], **batch[1])
+    except CalibrationError:
+        raise
+    except Exception as error:
+        shapes = [tuple(v.shape) for v in (*batch[0], *batch[1].values()) if isinstance(v, Tensor)]
+        raise CalibrationError(
+            f"The forward fails on calibration batch {number} (shapes {shapes}): {error}"
+        ) from error

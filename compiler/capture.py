@@ -1,0 +1,141 @@
+"""Capture: symbolic tracing with ``torch.fx`` of a copy of the model, and checks that it can be quantized."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .errors import CaptureError, ConfigError, ModelError, nearest, user_line
+
+Leaf = str | type[nn.Module]
+
+
+def check_model(model: object) -> None:
+    """Refuse what cannot be quantized before anything is copied.
+
+    Raises:
+        ModelError: not an ``nn.Module``; already quantized; not on the CPU; not fp32; NaN or inf weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"Expected an nn.Module, got {type(model).__name__}.")
+    for path, module in model.named_modules():
+        origin = type(module).__module__
+        if origin.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "fxquant.")):
+            name = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
+            raise ModelError(f"The model is already quantized: {name}. Compile the float model.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu":
+        raise ModelError(
+            f"'{name}' is on device '{tensor.device}'; move the model to the CPU first: model.cpu()."
+        )
+    if tensor.dtype.is_floating_point:
+        if tensor.dtype != torch.float32:
+            raise ModelError(f"'{name}' is {tensor.dtype}; convert the model to fp32 first: model.float().")
+        if not torch.isfinite(tensor).all():
+            owner, _, leaf = name.rpartition(".")
+            raise ModelError(
+                f"The {leaf} of layer '{owner or leaf}' holds NaN or inf; it cannot be quantized."
+            )
+
+
+class _Tracer(fx.Tracer):
+    """Records lines of user code and where tracing stood when it failed."""
+
+    record_stack_traces = True
+
+    def __init__(self, leaves: tuple[type[nn.Module], ...], paths: frozenset[str]) -> None:
+        super().__init__()
+        self._leaves, self._paths = leaves, paths
+        self.path = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self._paths or isinstance(m, self._leaves):
+            return True
+        # torch.ao is never imported; its QuantStub and DeQuantStub are known by where they come from.
+        if type(m).__module__.startswith("torch.ao."):
+            return True
+        return bool(super().is_leaf_module(m, module_qualified_name))
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        outer, self.path = self.path, self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.path = outer  # not in a finally: after a failure it names the place
+        return result
+
+
+def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModule:
+    """Trace a copy of ``model`` in eval mode. The copy's parameter names are the model's.
+
+    Args:
+        leaf_modules: module paths or classes that are kept whole, in fp32.
+
+    Raises:
+        CaptureError: the forward cannot be traced; says at which module and line.
+        ConfigError: an entry of ``leaf_modules`` matches nothing.
+    """
+    work = copied(model).eval()
+    paths, classes = _leaves(work, leaf_modules)
+    tracer = _Tracer(classes, paths)
+    try:
+        graph = tracer.trace(work)
+    except Exception as error:
+        raise _untraceable(model, tracer.path, error) from error
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of ``model``.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be deep-copied ({error}). fxquant works on a copy; make "
+            "copy.deepcopy(model) work, for example by detaching tensors that the modules keep."
+        ) from error
+
+
+def _leaves(
+    model: nn.Module, entries: Sequence[Leaf]
+) -> tuple[frozenset[str], tuple[type[nn.Module], ...]]:
+    if isinstance(entries, str | type):
+        raise ConfigError(f"leaf_modules must be a list, got {entries!r} alone.")
+    modules = dict(model.named_modules())
+    paths, classes = [], []
+    for entry in entries:
+        if isinstance(entry, str):
+            if entry not in modules:
+                raise ConfigError(f"leaf_modules: no module '{entry}'. {nearest(entry, filter(None, modules))}")
+            paths.append(entry)
+        else:
+            if not any(isinstance(m, entry) for m in modules.values()):
+                raise ConfigError(f"leaf_modules: the model has no module of class {entry.__name__}.")
+            classes.append(entry)
+    return frozenset(paths), tuple(classes)
+
+
+def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    own = [f for f in frames.split("  File ") if "/fxquant/" not in f and "/compiler/capture.py" not in f]
+    line = user_line("".join("  File " + f for f in own if f.strip())) or inspect.getfile(type(model))
+    owner = dict(model.named_modules()).get(path, model)
+    return CaptureError(
+        f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"
+        "The forward must not depend on the values of tensors. Rewrite the line, or keep the module whole and in "
+        f"fp32: compile(..., leaf_modules=[{path or type(owner).__name__!r}])."
+    )

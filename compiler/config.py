@@ -1,0 +1,142 @@
+"""The user's choices: what is quantized, and how."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Union
+
+from torch import fx, nn
+
+from .errors import ConfigError, nearest
+
+WEIGHT_SCHEMES = ("per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine", "per_tensor_affine")
+ACTIVATION_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric")
+OBSERVERS = ("histogram", "minmax", "moving_average", "percentile", "entropy")
+
+Override = Union["QuantConfig", None]
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How to quantize; the defaults are what gives the best accuracy without measuring.
+
+    Attributes:
+        weight: granularity and symmetry of weights: ``"per_channel_symmetric"``, ``"per_tensor_symmetric"``,
+            ``"per_channel_affine"`` or ``"per_tensor_affine"`` (int8).
+        activation: ``"per_tensor_affine"`` or ``"per_tensor_symmetric"`` (uint8).
+        observer: how activation ranges are found: ``"histogram"`` (range of least squared error), ``"minmax"``,
+            ``"moving_average"``, ``"percentile"`` (99.99 %) or ``"entropy"`` (least KL divergence).
+        weight_bits: 2 to 8; fewer than 8 run on the int8 kernels with the narrower range.
+        overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
+            covers all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``); a
+            value is a :class:`QuantConfig`, or ``None`` to leave the part in fp32. A path beats a class or an
+            op, and among equals the later entry wins. A key that matches nothing is an error.
+
+    Raises:
+        ConfigError: a value is not one of the above.
+    """
+
+    weight: str = "per_channel_symmetric"
+    activation: str = "per_tensor_affine"
+    observer: str = "histogram"
+    weight_bits: int = 8
+    overrides: Mapping[str | type[nn.Module], Override] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("weight", WEIGHT_SCHEMES),
+            ("activation", ACTIVATION_SCHEMES),
+            ("observer", OBSERVERS),
+        ):
+            value = getattr(self, name)
+            if value not in valid:
+                raise ConfigError(f"QuantConfig.{name} is {value!r}. {nearest(value, valid)}")
+        if not isinstance(self.weight_bits, int) or not 2 <= self.weight_bits <= 8:
+            raise ConfigError(f"QuantConfig.weight_bits is {self.weight_bits!r}; it must be an int from 2 to 8.")
+        self._check_overrides()
+
+    def _check_overrides(self) -> None:
+        if not isinstance(self.overrides, Mapping):
+            raise ConfigError(f"QuantConfig.overrides must be a dict, got {type(self.overrides).__name__}.")
+        for key, value in self.overrides.items():
+            if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
+                raise ConfigError(
+                    f"Override key {key!r}: expected a module path, an op name or an nn.Module class."
+                )
+            if value is not None and not isinstance(value, QuantConfig):
+                raise ConfigError(
+                    f"Override of {key!r} is {value!r}: expected a QuantConfig, or None to leave it in fp32."
+                )
+            if value is not None and value.overrides:
+                raise ConfigError(f"Override of {key!r} has overrides of its own; write them at the top level.")
+
+    @property
+    def weight_per_channel(self) -> bool:
+        return self.weight.startswith("per_channel")
+
+    @property
+    def weight_symmetric(self) -> bool:
+        return self.weight.endswith("symmetric")
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted path of the module that ``node`` is, or in whose forward it stands ("" for the root)."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """Which :class:`QuantConfig` each node has; ``None`` is "leave in fp32"."""
+
+    default: QuantConfig
+    by_node: Mapping[fx.Node, Override]
+    keys: Mapping[fx.Node, str | type[nn.Module]]
+
+    def of(self, node: fx.Node) -> Override:
+        return self.by_node.get(node, self.default)
+
+    def key_of(self, node: fx.Node) -> str | type[nn.Module] | None:
+        """The override entry that decided for ``node``, if any."""
+        return self.keys.get(node)
+
+
+def resolve(config: QuantConfig, named: Iterable[tuple[fx.Node, str, type | None]]) -> ResolvedConfig:
+    """Match every override against ``named``: triples of a node, its op's name and its module class.
+
+    Raises:
+        ConfigError: an override matches no node.
+    """
+    nodes = list(named)
+    by_node: dict[fx.Node, Override] = {}
+    keys: dict[fx.Node, str | type[nn.Module]] = {}
+    for paths in (False, True):
+        for key, value in config.overrides.items():
+            hits = [n for n, op, cls in nodes if _matches(key, n, op, cls, by_path=paths)]
+            by_node.update((n, value) for n in hits)
+            keys.update((n, key) for n in hits)
+    plain = replace(config, overrides={})
+    matched = set(keys.values()) | {
+        k for k in config.overrides if any(_matches(k, n, o, c, by_path=p) for n, o, c in nodes for p in (0, 1))
+    }
+    for key in config.overrides:
+        if key not in matched:
+            valid = {module_path(n) or n.name for n, _, _ in nodes} | {op for _, op, _ in nodes}
+            raise ConfigError(f"Override {key!r} matches nothing in the model. {nearest(key, sorted(valid))}")
+    return ResolvedConfig(plain, by_node, keys)
+
+
+def _matches(
+    key: str | type[nn.Module], node: fx.Node, op: str, cls: type | None, *, by_path: bool | int
+) -> bool:
+    if isinstance(key, type):
+        return not by_path and cls is not None and issubclass(cls, key)
+    if not by_path:
+        return key == op
+    parts = module_path(node).split(".")
+    ancestors = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return fnmatch.fnmatchcase(node.name, key) or any(fnmatch.fnmatchcase(a, key) for a in ancestors)

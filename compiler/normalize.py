@@ -1,0 +1,158 @@
+"""One spelling per op: module, function, method and operator forms become what the op table calls canonical."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ..backends.base import OpRule, OpTable, Output
+from .stubs import STUBS
+
+_OPERATORS = {operator.iadd: "add", operator.imul: "mul", operator.isub: "sub", operator.itruediv: "div"}
+
+
+def normalize(gm: fx.GraphModule, table: OpTable) -> int:
+    """Rewrite every op of ``table`` to its canonical form; returns the number of nodes rewritten.
+
+    Ops with parameters stay ``call_module``; a functional conv or linear over parameters of the model becomes
+    one. An op done in place becomes its pure form, and what reads its input later reads its output.
+    """
+    modules = dict(gm.named_modules())
+    sizes: set[fx.Node] = set()
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None and type(module).__module__.startswith("torch.ao.") and _is_stub(module):
+            node.op, node.target = "call_function", STUBS[type(module).__name__]
+            count += 1
+            continue
+        rule = table.of(node, modules)
+        if node.op != "call_module" and _gives_size(node, rule, sizes):
+            sizes.add(node)
+            continue
+        if rule is None:
+            continue
+        if _in_place(node, module):
+            _redirect_later_uses(node)
+        count += _rewrite(gm, node, module, rule)
+    gm.graph.lint()
+    gm.recompile()
+    return count
+
+
+def _is_stub(module: nn.Module) -> bool:
+    return type(module).__name__ in STUBS
+
+
+def _gives_size(node: fx.Node, rule: OpRule | None, sizes: set[fx.Node]) -> bool:
+    if rule is not None and rule.output is Output.META:
+        return True
+    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes)
+
+
+def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    name = getattr(node.target, "__name__", "")
+    return node.target in _OPERATORS or bool(node.kwargs.get("inplace")) or name.endswith("_")
+
+
+def _redirect_later_uses(node: fx.Node) -> None:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return
+    later, reader = set(), node.next
+    while reader.op != "root":
+        later.add(reader)
+        reader = reader.next
+    for user in list(source.users):
+        if user in later:
+            user.replace_input_with(source, node)
+
+
+def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, rule: OpRule) -> bool:
+    if isinstance(rule.canonical, type):
+        return module is None and _as_module(gm, node, rule)
+    if isinstance(rule.canonical, str):
+        return False
+    tensors, params = _bind(node, module, rule)
+    before = (node.op, node.target, node.args, node.kwargs)
+    after = ("call_function", rule.canonical, tensors, params)
+    if before == after:
+        return False
+    node.op, node.target, node.args, node.kwargs = after
+    return True
+
+
+def _bind(
+    node: fx.Node, module: nn.Module | None, rule: OpRule
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call's tensor inputs, and its other parameters by name (those of a module from its attributes)."""
+    names = rule.param_names
+    count = max(rule.inputs, 1)
+    given = dict(node.kwargs)
+    tensors = list(node.args[:count])
+    for name in ("input", "x", "tensors", "other", "tensor"):
+        if len(tensors) < count and name in given:
+            tensors.append(given.pop(name))
+    rest = list(node.args[count:])
+    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats"):
+        # x.view(2, 3) and x.view((2, 3)) mean the same.
+        rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
+    params = dict(zip(names, rest, strict=False))
+    if module is not None:
+        own = {n: getattr(module, n) for n in names if hasattr(module, n)}
+        params |= rule.from_module(module) if rule.from_module else own
+    params |= {k: v for k, v in given.items() if k != "inplace"}
+    return tuple(tensors), {k: v for k, v in params.items() if v is not None}
+
+
+_FUNCTIONAL: dict[Any, tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    **{
+        f: ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        for f in (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+    },
+}
+
+
+def _as_module(gm: fx.GraphModule, node: fx.Node, rule: OpRule) -> bool:
+    """``F.conv2d(x, self.weight, ...)`` becomes a call of an ``nn.Conv2d`` that holds the same parameter."""
+    names = _FUNCTIONAL.get(node.target)
+    if names is None:
+        return False
+    call = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = _parameter(gm, call.get("weight")), _parameter(gm, call.get("bias"))
+    if weight is None or (call.get("bias") is not None and bias is None):
+        return False
+    options = {k: call[k] for k in ("stride", "padding", "dilation", "groups") if k in call}
+    if any(isinstance(v, fx.Node) for v in options.values()):
+        return False
+    groups = int(options.get("groups", 1))
+    sizes = (weight.shape[1] * groups, weight.shape[0])
+    if weight.dim() > 2:
+        options["kernel_size"] = tuple(weight.shape[2:])
+    module = rule.canonical(*sizes, bias=bias is not None, **options)
+    module.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+    name = f"{node.name}_module"
+    gm.add_submodule(name, module.eval())
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (call["input"],), {}
+    return True
+
+
+def _parameter(gm: fx.GraphModule, value: object) -> torch.Tensor | None:
+    if not (isinstance(value, fx.Node) and value.op == "get_attr"):
+        return None
+    owner, _, leaf = str(value.target).rpartition(".")
+    tensor = getattr(gm.get_submodule(owner), leaf, None)
+    return tensor if isinstance(tensor, torch.Tensor) else None

@@ -1,0 +1,155 @@
+"""A mergeable histogram, and the ways to take a clipping range from it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BINS = 4096
+LEVELS = 256
+PERCENTILE = 0.9999
+
+
+class Histogram:
+    """Counts over ``[-2**exponent, 2**exponent)`` in equal bins.
+
+    Because the limits are powers of two, doubling the range adds neighbouring bins and loses nothing: two halves
+    of the data merge into exactly the histogram of all of it.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+        self.exponent: int | None = None
+
+    def add(self, x: Tensor, largest: float) -> None:
+        """Count the values of ``x``, none of them larger in magnitude than ``largest``."""
+        self._reach(math.frexp(largest)[1] if largest > 0 else -126)
+        assert self.exponent is not None
+        # Exact: a power of two changes only the exponent, and floor of a bin's halves is the bin's floor.
+        bins = torch.floor(x.flatten() * 2.0 ** (math.log2(BINS) - 1 - self.exponent)).to(torch.int32)
+        bins.add_(BINS // 2).clamp_(0, BINS - 1)
+        self.counts += torch.bincount(bins, minlength=BINS)
+
+    def merge(self, other: Histogram) -> None:
+        """Take in the counts of ``other``."""
+        if other.exponent is None:
+            return
+        self._reach(other.exponent)
+        assert self.exponent is not None
+        self.counts += _doubled(other.counts, self.exponent - other.exponent)
+
+    def _reach(self, exponent: int) -> None:
+        if self.exponent is None:
+            self.exponent = exponent
+        elif exponent > self.exponent:
+            self.counts = _doubled(self.counts, exponent - self.exponent)
+            self.exponent = exponent
+
+    def centers(self) -> Tensor:
+        """The middle of each bin."""
+        width = 2.0 ** ((self.exponent or 0) + 1) / BINS
+        return (torch.arange(BINS, dtype=torch.float64) - BINS // 2 + 0.5) * width
+
+
+def _doubled(counts: Tensor, times: int) -> Tensor:
+    """``counts`` over a range ``2**times`` as wide."""
+    for _ in range(min(times, int(math.log2(BINS)) - 1)):
+        inner = counts.reshape(-1, 2).sum(1)
+        counts = torch.zeros_like(counts)
+        counts[BINS // 4 : BINS - BINS // 4] = inner
+    return counts
+
+
+def mse_range(
+    histogram: Histogram, low: float, high: float, symmetric: bool = False
+) -> tuple[float, float]:
+    """The range of least squared quantization error at 256 levels, by alternating line searches over both ends."""
+    centers, counts = _filled(histogram)
+    if not len(centers):
+        return low, high
+    shrink = torch.linspace(0.2, 1.0, 81, dtype=torch.float64)
+    if symmetric:
+        bound = max(-low, high)
+        best = float(shrink[_errors(centers, counts, -shrink * bound, shrink * bound).argmin()])
+        return -best * bound, best * bound
+    ends = [min(low, 0.0), max(high, 0.0)]
+    full = tuple(ends)
+    for _ in range(2):
+        for end in (0, 1):
+            trial = [torch.full_like(shrink, e) for e in ends]
+            trial[end] = shrink * full[end]
+            ends[end] = float(trial[end][_errors(centers, counts, trial[0], trial[1]).argmin()])
+    return ends[0], ends[1]
+
+
+def _errors(centers: Tensor, counts: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Summed squared error for each range: rounding inside of it (step^2 / 12), clipping outside."""
+    step = ((high - low) / (LEVELS - 1)).clamp_min(1e-300)[:, None]
+    clipped = centers[None, :].clamp(low[:, None], high[:, None])
+    outside = (centers[None, :] - clipped).square()
+    inside = (clipped == centers[None, :]) * step.square() / 12
+    return ((outside + inside) * counts[None, :]).sum(1)
+
+
+def percentile_range(
+    histogram: Histogram, low: float, high: float, symmetric: bool = False
+) -> tuple[float, float]:
+    """The range that leaves ``1 - PERCENTILE`` of the values outside, shared between both tails."""
+    centers, counts = _filled(histogram)
+    if not len(centers):
+        return low, high
+    tail = (1 - PERCENTILE) / 2 * float(counts.sum())
+    below, above = counts.cumsum(0), counts.flip(0).cumsum(0)
+    first = int((below <= tail).sum())
+    last = len(centers) - 1 - int((above <= tail).sum())
+    half = float(histogram.centers()[1] - histogram.centers()[0]) / 2
+    # A tail thinner than one bin keeps the exact extreme.
+    return (
+        max(low, float(centers[first]) - half) if first else low,
+        min(high, float(centers[last]) + half) if last < len(centers) - 1 else high,
+    )
+
+
+def entropy_range(
+    histogram: Histogram, low: float, high: float, symmetric: bool = False
+) -> tuple[float, float]:
+    """The symmetric clip of the range with the least KL divergence (Migacz, GTC 2017, "8-bit inference")."""
+    centers, counts = _filled(histogram)
+    if not len(centers):
+        return low, high
+    bound = max(-low, high)
+    best, best_divergence = bound, math.inf
+    for share in torch.linspace(0.3, 1.0, 71, dtype=torch.float64):
+        clip = float(share) * bound
+        ends = max(low, -clip), min(high, clip)
+        divergence = _divergence(centers, counts, *ends)
+        if divergence <= best_divergence:
+            best, best_divergence = clip, divergence
+    return max(low, -best), min(high, best)
+
+
+def _divergence(centers: Tensor, counts: Tensor, low: float, high: float) -> float:
+    """KL(P || Q) of the clipped counts against the same spread evenly over each of the 256 levels."""
+    inside = (centers >= low) & (centers <= high)
+    level = ((centers.clamp(low, high) - low) / max((high - low) / LEVELS, 1e-300)).long().clamp_max(LEVELS - 1)
+    kept = counts * inside
+    totals = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, kept)
+    members = torch.zeros(LEVELS, dtype=torch.float64).index_add_(0, level, (kept > 0).double())
+    q = torch.where(kept > 0, (totals / members.clamp_min(1))[level], 0.0)
+    p = kept.clone()
+    edges = inside.nonzero().flatten()
+    if not len(edges):
+        return math.inf
+    p[edges[0]] += counts[: int(edges[0])].sum()
+    p[edges[-1]] += counts[int(edges[-1]) + 1 :].sum()
+    used = (p > 0) & (q > 0)
+    p, q = p / p.sum(), q / q.sum()
+    return float((p[used] * (p[used] / q[used]).log()).sum())
+
+
+def _filled(histogram: Histogram) -> tuple[Tensor, Tensor]:
+    """Centres and counts of the bins that hold anything."""
+    used = histogram.counts > 0
+    return histogram.centers()[used], histogram.counts[used]

@@ -1,0 +1,128 @@
+"""The account of a compilation: one row per op, and the totals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tabulate import tabulate
+from torch import Tensor, fx
+
+from ..backends.base import Lowered, OpTable, Output
+from ..backends.units import Unit
+from ..passes.assign_precision import Assignment
+from .config import module_path
+from .errors import user_line
+from .qdq import quantize
+from .types import QParams
+
+COLUMNS = ("node", "op", "precision", "kernel", "scale/zero_point", "reason")
+FUSED = " + "
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op: ``node`` is its path, ``op`` includes what was fused into it, ``qparams`` are those of its output.
+
+    ``precision`` is ``"int8"`` or ``"fp32"``; ``kernel`` what runs it; ``reason`` why it is fp32, or what kept a
+    pattern from matching; ``line`` the user's code.
+    """
+
+    node: str
+    op: str
+    precision: str
+    kernel: str
+    qparams: QParams | None
+    reason: str
+    line: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows in order, and bytes of parameters in fp32 and as compiled."""
+
+    rows: tuple[Row, ...]
+    fp32_bytes: int
+    compiled_bytes: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of ops by precision."""
+        return dict(Counter(r.precision for r in self.rows))
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} ops {p}" for p, n in sorted(self.counts.items(), reverse=True))
+        sizes = f"parameters {_mib(self.fp32_bytes)} fp32 -> {_mib(self.compiled_bytes)}"
+        table = [
+            (r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.reason) for r in self.rows
+        ]
+        widths = [36, None, None, 44, None, 60]
+        return f"{counts}; {sizes}\n" + tabulate(table, COLUMNS, maxcolwidths=widths)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+
+def parameter_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of ``tensors``."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def build_report(
+    gm: fx.GraphModule,
+    table: OpTable,
+    assignment: Assignment,
+    lowered: Lowered,
+    notes: dict[fx.Node, str],
+    fp32_bytes: int,
+) -> Report:
+    """Rows of all ops that compute something; ``notes`` are refusals of passes."""
+    owner = {u.root: u for u in assignment.matched.units}
+    inner = {n for u in assignment.matched.units for n in u.nodes[1:]}
+    rows = []
+    for node in gm.graph.nodes:
+        unit = owner.get(node)
+        if unit is not None:
+            rows.append(_unit_row(unit, table, assignment, lowered, notes))
+        elif node in assignment.values and node not in inner and _computes(node):
+            reason = f"no rule for {getattr(node.target, '__name__', node.target)}: fxquant does not know this op"
+            rows.append(_row(node, str(getattr(node.target, "__name__", node.target)), "fp32", "", None, reason))
+    return Report(tuple(rows), fp32_bytes, lowered.weight_bytes)
+
+
+def _computes(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method", "call_module")
+
+
+def _unit_row(
+    unit: Unit, table: OpTable, assignment: Assignment, lowered: Lowered, notes: dict[fx.Node, str]
+) -> Row:
+    names = [unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)]
+    op = FUSED.join(names)
+    remarks = [notes[n] for n in unit.nodes if n in notes]
+    if not assignment.is_int8(unit):
+        return _row(unit.root, op, "fp32", "", None, "; ".join([assignment.reasons[unit.root], *remarks]))
+    out = next((u for u in unit.output.users if u.target is quantize), None)
+    known = QParams(*out.args[1:5]) if out is not None else None  # type: ignore[arg-type]
+    if unit.rule.output is Output.WEIGHT_ONLY:
+        remarks.append("weight only: it looks rows up")
+    elif out is None and not unit.rule.multiple and unit.rule.output is not Output.SHARED:
+        remarks.append("output in fp32: " + ("fused into its reader" if _is_fused(unit, lowered) else "no int8 reader"))
+    return _row(unit.root, op, "int8", lowered.kernels.get(unit.root, ""), known, "; ".join(remarks))
+
+
+def _is_fused(unit: Unit, lowered: Lowered) -> bool:
+    return any(lowered.kernels.get(u, "").startswith("fused into") for u in unit.output.users)
+
+
+def _row(
+    node: fx.Node, op: str, precision: str, kernel: str, qparams: QParams | None, reason: str
+) -> Row:
+    path = module_path(node)
+    own_module = path.replace(".", "_") == node.name
+    name = f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
+    return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace))
+
+

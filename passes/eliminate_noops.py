@@ -1,0 +1,30 @@
+"""Remove ops that do nothing at inference: identity, dropout in eval mode, ``contiguous``, ``clone``, ``detach``."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..backends.base import Call, OpTable
+from .base import PassResult, finish
+
+
+class EliminateNoops:
+    """Exact: the table's row says when a call does nothing."""
+
+    name = "eliminate_noops"
+    exact = True
+
+    def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
+        modules = dict(gm.named_modules())
+        count = 0
+        for node in list(gm.graph.nodes):
+            rule = table.of(node, modules)
+            if rule is None or rule.noop is None:
+                continue
+            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            if rule.noop(Call(node, module, {})):
+                node.replace_all_uses_with(node.args[0])
+                gm.graph.erase_node(node)
+                count += 1
+        finish(gm)
+        return PassResult(count)

@@ -1,0 +1,78 @@
+r"""Fold batch normalisation into the convolution or linear layer before it.
+
+With :math:`y = \gamma (W x + b - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta` and
+:math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}`: :math:`W' = g W`, :math:`b' = g (b - \mu) + \beta`, with ``g``
+along the output channels (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from ..backends.base import OpRule, OpTable
+from .base import PassResult, finish
+
+
+class FoldBatchNorm:
+    """Exact; refuses where the layer's output has other readers or the layer is called more than once."""
+
+    name = "fold_batchnorm"
+    exact = True
+
+    def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
+        modules = dict(gm.named_modules())
+        calls = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
+        count, refusals = 0, {}
+        for bn in list(gm.graph.nodes):
+            rule = table.of(bn, modules)
+            if bn.op != "call_module" or rule is None or not rule.name.startswith("batch_norm"):
+                continue
+            layer = bn.args[0]
+            layer_rule = table.of(layer, modules) if layer.op == "call_module" else None
+            if layer_rule is None or not layer_rule.weighted:
+                refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
+                continue
+            reason = self._refusal(layer, modules[str(bn.target)], calls)
+            if reason:
+                refusals[bn] = reason
+                continue
+            _fold(modules[str(layer.target)], modules[str(bn.target)], layer_rule)
+            bn.replace_all_uses_with(layer)
+            gm.graph.erase_node(bn)
+            count += 1
+        finish(gm)
+        return PassResult(count, refusals)
+
+    @staticmethod
+    def _refusal(layer: fx.Node, bn: nn.Module, calls: list[str]) -> str | None:
+        if len(layer.users) > 1:
+            return f"not folded: '{layer.name}' has {len(layer.users)} readers"
+        if calls.count(str(layer.target)) > 1:
+            return f"not folded: layer '{layer.target}' is called {calls.count(str(layer.target))} times"
+        if getattr(bn, "running_mean", None) is None:
+            return "not folded: it keeps no running statistics"
+        return None
+
+
+@torch.no_grad()
+def _fold(layer: nn.Module, bn: nn.Module, rule: OpRule) -> None:
+    mean, var, weight = bn.running_mean, bn.running_var, layer.weight
+    assert isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor) and isinstance(weight, torch.Tensor)
+    # In double: a tiny variance would lose digits of W and b to fp32 twice.
+    gain = torch.rsqrt(var.double() + float(bn.eps))  # type: ignore[arg-type]
+    if isinstance(bn.weight, torch.Tensor):
+        gain = gain * bn.weight.double()
+    bias = layer.bias.double() if isinstance(layer.bias, torch.Tensor) else torch.zeros_like(gain)
+    bias = (bias - mean.double()) * gain
+    if isinstance(bn.bias, torch.Tensor):
+        bias = bias + bn.bias.double()
+    axis = rule.channel_axis
+    # A grouped transposed conv holds its output channels as groups (outer) times axis 1.
+    groups = int(getattr(layer, "groups", 1)) if axis == 1 else 1
+    split = weight.double().reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    along = [1] * split.dim()
+    along[0], along[axis + 1] = groups, -1
+    folded = (split * gain.reshape(along)).reshape(weight.shape)
+    layer.weight = nn.Parameter(folded.float(), weight.requires_grad)
+    layer.bias = nn.Parameter(bias.float(), weight.requires_grad)

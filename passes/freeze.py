@@ -1,0 +1,136 @@
+"""Freeze: observers become literal quantize/dequantize pairs, weights become integers with their scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..backends.base import Backend, Call, Output
+from ..compiler.observers import DeQuantStub, Observer, QuantStub
+from ..compiler.qdq import dequantize, dequantize_channels, quantize
+from ..compiler.types import QParams
+from .assign_precision import Assignment
+from .base import finish
+from ..backends.units import Unit
+from .weights import QuantizedWeight, quantize_weight
+
+
+def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
+    """Turn a calibrated graph into the frozen graph. Returns the number of quantized tensors (weights included).
+
+    Every int8 value is a ``quantize`` followed by a ``dequantize`` with literal parameters, every op between
+    them a float op, and every quantized weight a ``dequantize_channels`` of an integer buffer.
+    """
+    modules = dict(gm.named_modules())
+    qparams: dict[fx.Node, QParams] = {}
+    tops: dict[fx.Node, Tensor | None] = {}
+    count = 0
+    by_output = {u.output: u for u in assignment.int8_units}
+    weights: dict[str, QuantizedWeight] = {}
+    for node in list(gm.graph.nodes):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Observer | QuantStub):
+            observer = module.observer if isinstance(module, QuantStub) else module
+            known = observer.qparams()
+            pair = _insert_pair(gm, node.args[0], known, node)
+            node.replace_all_uses_with(pair)
+            gm.graph.erase_node(node)
+            qparams[pair], tops[pair] = known, _top_integers(observer, known)
+            count += 1
+        elif isinstance(module, DeQuantStub):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        elif node in by_output:
+            unit = by_output[node]
+            if unit.rule.weighted:
+                count += _freeze_weight(gm, unit, assignment, backend, tops.get(unit.inputs[0]), weights)
+            if unit.rule.output is Output.SHARED:
+                count += _share(gm, unit, qparams, tops)
+    finish(gm)
+    return count
+
+
+def _insert_pair(gm: fx.GraphModule, value: fx.Node, known: QParams, after: fx.Node) -> fx.Node:
+    literals = (known.scale, known.zero_point)
+    with gm.graph.inserting_after(after):
+        quantized = gm.graph.call_function(quantize, (value, *literals, known.qmin, known.qmax))
+    with gm.graph.inserting_after(quantized):
+        pair: fx.Node = gm.graph.call_function(dequantize, (quantized, *literals))
+    quantized.meta, pair.meta = dict(value.meta), dict(value.meta)
+    return pair
+
+
+def _share(
+    gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops: dict[fx.Node, Tensor | None]
+) -> int:
+    """The output of a pass-through op has the parameters of its input."""
+    value = unit.output
+    known = qparams[unit.inputs[0]]
+    if unit.rule.multiple:
+        qparams[value] = known
+        return 0
+    readers = list(value.users)
+    pair = _insert_pair(gm, value, known, value)
+    for reader in readers:
+        reader.replace_input_with(value, pair)
+    qparams[pair] = known
+    top = tops.get(unit.inputs[0])
+    tops[pair] = top if unit.rule.keeps_channels else None
+    return 1
+
+
+def _top_integers(observer: Observer, known: QParams) -> Tensor | None:
+    """The largest integer that calibration saw in each channel."""
+    if observer.channel_high is None:
+        return None
+    return (observer.channel_high / known.scale).round() + known.zero_point
+
+
+def _freeze_weight(
+    gm: fx.GraphModule,
+    unit: Unit,
+    assignment: Assignment,
+    backend: Backend,
+    top: Tensor | None,
+    done: dict[str, QuantizedWeight],
+) -> int:
+    """Replace the call of a weighted module by its function over an integer weight."""
+    node, path = unit.root, str(unit.root.target)
+    layer = gm.get_submodule(path)
+    if path not in done:
+        # A layer that is called again meets other inputs than those of this call.
+        once = sum(n.op == "call_module" and n.target == path for n in gm.graph.nodes) == 1
+        top = top if once else None
+        call = Call(node, layer, assignment.values)
+        done[path] = quantize_weight(call, unit.rule, assignment.config_of(unit), backend, top)
+        _hold(gm, path, done[path], layer)
+    with gm.graph.inserting_before(node):
+        parts = [gm.graph.get_attr(f"{path}_{name}") for name in ("weight", "scale", "zero_point")]
+        weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
+        bias = gm.graph.get_attr(f"{path}_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
+    call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
+    args = (node.args[0], weight) if unit.rule.data_first else (weight, node.args[0])
+    kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
+    node.op, node.target, node.args, node.kwargs = "call_function", unit.rule.functional, args, kwargs
+    return 1
+
+
+def _option(layer: nn.Module, name: str) -> Any:
+    value = getattr(layer, name, None)
+    if name == "padding" and value == "same":
+        # Refused before where the kernel size is even; odd ones pad alike on both sides.
+        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))  # type: ignore[arg-type]
+    return 0 if name == "padding" and value == "valid" else value
+
+
+def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Module) -> None:
+    """Register the parts of a quantized weight as buffers beside the module they come from."""
+    owner_path, _, leaf = path.rpartition(".")
+    owner = gm.get_submodule(owner_path)
+    owner.register_buffer(f"{leaf}_weight", weight.integers)
+    owner.register_buffer(f"{leaf}_scale", weight.scale)
+    owner.register_buffer(f"{leaf}_zero_point", weight.zero_point)
+    if isinstance(getattr(layer, "bias", None), Tensor):
+        owner.register_buffer(f"{leaf}_bias", layer.bias.detach().to(torch.float32))

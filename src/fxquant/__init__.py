@@ -1,0 +1,37 @@
+"""fxquant: an FX graph-mode auto-quantization compiler for PyTorch on x86 CPUs."""
+
+from .backends.base import Target
+from .compiler.api import compile, convert, prepare
+from .compiler.config import QuantConfig
+from .compiler.errors import (
+    CalibrationError,
+    CaptureError,
+    ConfigError,
+    FxquantError,
+    ModelError,
+    StateError,
+    VerificationError,
+)
+from .compiler.module import Prepared, QuantizedModule
+from .compiler.report import Report, Row
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CalibrationError",
+    "CaptureError",
+    "ConfigError",
+    "FxquantError",
+    "ModelError",
+    "Prepared",
+    "QuantConfig",
+    "QuantizedModule",
+    "Report",
+    "Row",
+    "StateError",
+    "Target",
+    "VerificationError",
+    "compile",
+    "convert",
+    "prepare",
+]
