@@ -59,9 +59,11 @@ class OpRule:
         weighted: has a weight that is quantized. Only such ops are worth a region of int8.
         functional: for a weighted module, the function that the frozen graph calls in its place.
         channel_axis: axis of the output channels in the weight.
+        per_channel: the kernels take a scale per output channel; without it there is one scale for all.
         data_first: the functional takes ``(input, weight)``, not ``(weight, input)`` as an embedding does.
         multiple: gives several tensors (chunk, split), each of which is picked by a getitem.
         keeps_channels: a pass-through whose axis 1 is that of its input.
+        joins: its inputs and output share one set of qparams, so that nothing is rounded again.
         clamp: for an op that is a clamp, its bounds in a given call.
         saturates: the output is requantized, so that a clamp behind it is done by saturation.
         float_output: has a kernel that gives fp32, so that its output needs no qparams.
@@ -85,9 +87,11 @@ class OpRule:
     weighted: bool = False
     functional: Callable[..., Any] | None = None
     channel_axis: int = 0
+    per_channel: bool = True
     data_first: bool = True
     multiple: bool = False
     keeps_channels: bool = False
+    joins: bool = False
     clamp: Callable[[Call], tuple[float, float]] | None = None
     saturates: bool = False
     float_output: bool = False

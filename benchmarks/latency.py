@@ -5,8 +5,8 @@ round calls every contender a few times, in a new random order, so that the mach
 
 Between contenders there is a pause, then untimed calls. The runtimes' threads spin on after a call and would
 take the cores from the next contender: measured on 2 cores, ONNX Runtime's for about 50 ms, libgomp's
-(PyTorch) 10 ms, OpenVINO's 1 ms. The pause outlasts them, so that each runtime keeps its default spinning, its
-fastest setting on idle cores. The untimed calls then wake the contender's threads and warm its caches.
+(PyTorch) 10 ms, OpenVINO's 1 ms. The pause outlasts them, so that each runtime keeps its default spinning,
+its fastest setting on idle cores. The untimed calls then wake the contender's threads and warm its caches.
 """
 
 from __future__ import annotations
@@ -137,8 +137,7 @@ def rows(model: str, results: list[Result]) -> list[list[str]]:
 
 
 def table(body: list[list[str]], style: str = "simple") -> str:
-    align = ["left", "left", *["right"] * 5, "left"]
-    return tabulate(body, COLUMNS, style, disable_numparse=True, colalign=align)
+    return tabulate(body, COLUMNS, style, disable_numparse=True, colalign=("left", "left", *["right"] * 5))
 
 
 def header(options: argparse.Namespace) -> str:

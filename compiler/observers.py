@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +62,7 @@ class Observer(nn.Module):
     def _update_channels(self, x: Tensor) -> None:
         axis = 1 if x.dim() > 2 else x.dim() - 1
         top = x.amax([d for d in range(x.dim()) if d != axis]) if x.dim() > 1 else x.amax().reshape(1)
-        if self.channel_high is None:
-            self.channel_high = top
-        elif top.shape == self.channel_high.shape:
-            self.channel_high = torch.maximum(self.channel_high, top)
-        else:  # the axis has no fixed size; only the extremes of the whole tensor say something
-            self.channel_high = torch.maximum(top.amax(), self.channel_high.amax()).reshape(1)
+        self.channel_high = _highest(self.channel_high, top)
 
     def merge(self, other: Observer) -> None:
         """Take in what ``other``, of the same kind, has seen."""
@@ -75,10 +71,8 @@ class Observer(nn.Module):
         self._merge(other)
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.count += other.count
-        if self.channel_high is None:
-            self.channel_high = other.channel_high
-        elif other.channel_high is not None:
-            self.channel_high = torch.maximum(self.channel_high, other.channel_high)
+        if other.channel_high is not None:
+            self.channel_high = _highest(self.channel_high, other.channel_high)
 
     def _merge(self, other: Observer) -> None:
         """Merge what a subclass keeps; called before the extremes are merged."""
@@ -95,12 +89,33 @@ class Observer(nn.Module):
         """
         if not self.count:
             raise CalibrationError(f"'{self.label}' was never reached during calibration.")
-        make = symmetric_qparams if self.symmetric else affine_qparams
-        return make(*self.range(), qmin, qmax)
+        return self.qparams_of(*self.range(), qmin, qmax)
+
+    def qparams_of(self, low: float, high: float, qmin: int = 0, qmax: int = 255) -> QParams:
+        """Parameters that cover ``[low, high]``, symmetric where the observer is."""
+        return (symmetric_qparams if self.symmetric else affine_qparams)(low, high, qmin, qmax)
 
     def extra_repr(self) -> str:
         seen = f"[{self.low:.4g}, {self.high:.4g}], {self.count} batches" if self.count else "nothing seen"
         return f"{self.label}: {seen}"
+
+
+def _highest(a: Tensor | None, b: Tensor) -> Tensor:
+    """Elementwise maximum; of everything where the channels are not the same in number."""
+    if a is None:
+        return b
+    return torch.maximum(a, b) if a.shape == b.shape else torch.maximum(a.amax(), b.amax()).reshape(1)
+
+
+def joint_qparams(observers: Sequence[Observer]) -> QParams:
+    """One set of qparams for values that are joined: those of an observer that saw all of them."""
+    if len({type(o) for o in observers}) > 1:
+        lows, highs = zip(*(o.range() for o in observers), strict=True)
+        return observers[0].qparams_of(min(lows), max(highs))
+    whole = copy.deepcopy(observers[0])
+    for other in observers[1:]:
+        whole.merge(other)
+    return whole.qparams()
 
 
 class MinMaxObserver(Observer):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
+import networkx as nx
 from torch import Tensor, fx, nn
 
 from ..backends.base import Backend, Call, Output
-from ..compiler.observers import DeQuantStub, Observer, QuantStub
+from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
 from .assign_precision import Assignment
@@ -29,11 +29,12 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
     weights: dict[str, QuantizedWeight] = {}
+    joined = _joined_qparams(gm, assignment)
     for node in list(gm.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, Observer | QuantStub):
             observer = module.observer if isinstance(module, QuantStub) else module
-            known = observer.qparams()
+            known = joined[observer]
             pair = _insert_pair(gm, node.args[0], known, node)
             node.replace_all_uses_with(pair)
             gm.graph.erase_node(node)
@@ -50,6 +51,35 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
                 count += _share(gm, unit, qparams, tops)
     finish(gm)
     return count
+
+
+def _joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:
+    """The qparams of every observer. Values that a ``cat`` joins get one set: requantizing them would round twice.
+
+    A DenseNet concatenates the same features again and again, so the sets are joined over all its cats.
+    """
+    modules = dict(gm.named_modules())
+    observers: dict[fx.Node, Observer] = {}
+    units = {u.output: u for u in assignment.int8_units}
+    groups: nx.Graph[Observer] = nx.Graph()
+    for node in gm.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Observer | QuantStub):
+            observers[node] = module.observer if isinstance(module, QuantStub) else module
+            groups.add_node(observers[node])
+            source = units.get(node.args[0])
+            if source is not None and source.rule.joins:
+                groups.add_edges_from((observers[node], observers[n]) for n in source.inputs if n in observers)
+        elif node in units and units[node].rule.output is Output.SHARED:
+            source_node = units[node].inputs[0]
+            if source_node in observers:
+                observers[node] = observers[source_node]
+    found: dict[Observer, QParams] = {}
+    for group in nx.connected_components(groups):
+        members = [o for o in group if not isinstance(o, FixedObserver)]
+        shared = joint_qparams(members) if len(members) > 1 else None
+        found |= {o: shared if shared and o in members else o.qparams() for o in group}
+    return found
 
 
 def _insert_pair(gm: fx.GraphModule, value: fx.Node, known: QParams, after: fx.Node) -> fx.Node:
@@ -133,4 +163,4 @@ def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Modu
     owner.register_buffer(f"{leaf}_scale", weight.scale)
     owner.register_buffer(f"{leaf}_zero_point", weight.zero_point)
     if isinstance(getattr(layer, "bias", None), Tensor):
-        owner.register_buffer(f"{leaf}_bias", layer.bias.detach().to(torch.float32))
+        owner.register_buffer(f"{leaf}_bias", layer.bias.detach().float())

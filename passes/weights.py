@@ -32,13 +32,14 @@ def quantize_weight(
     """
     assert call.module is not None and isinstance(call.module.weight, Tensor)
     weight, axis = call.module.weight.detach(), rule.channel_axis
-    flat = weight.movedim(axis, 0).flatten(1) if config.weight_per_channel else weight.reshape(1, -1)
+    per_channel = config.weight_per_channel and rule.per_channel
+    flat = weight.movedim(axis, 0).flatten(1) if per_channel else weight.reshape(1, -1)
     levels = 2 ** (config.weight_bits - 1)
     if config.weight_symmetric:
         scale = flat.abs().amax(1) / (levels - 1)
         floor = backend.weight_scale_floor(call, weight, top)
         if floor is not None:
-            scale = torch.maximum(scale, floor if config.weight_per_channel else floor.amax().reshape(1))
+            scale = torch.maximum(scale, floor if per_channel else floor.amax().reshape(1))
         low, zero_point = 1 - levels, torch.zeros_like(scale, dtype=torch.int64)
         scale = torch.where(scale > 0, scale, 1.0)
     else:

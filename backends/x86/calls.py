@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...compiler.qdq import dequantize_channels
 from ...compiler.types import QParams
 from .emitter import Emitter
 from .engine import packing_engine
@@ -41,6 +42,10 @@ class Weight:
         return torch._make_per_channel_quantized_tensor(
             self.integers, self.scale.double(), self.zero_point.long(), self.axis
         )
+
+    def dequantized(self) -> Tensor:
+        """The fp32 values that the integers stand for."""
+        return dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,14 @@ class Int8Call:
         value = self.node.kwargs.get(name, default)
         return [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)] * dims  # type: ignore[arg-type]
 
-    def pack(self, engine: str, pack: Callable[[Tensor, Tensor | None], Any]) -> Any:
-        """The weight packed by ``pack`` for ``engine``, once."""
-        if engine not in self.packed:
+    def pack(self, engine: str, pack: Callable[[Tensor, Tensor | None], Any], key: str = "") -> Any:
+        """The weight packed by ``pack`` for ``engine``, once for each ``key``."""
+        key = key or engine
+        if key not in self.packed:
             assert self.weight is not None
             with packing_engine(engine):
-                self.packed[engine] = pack(self.weight.quantized(), self.weight.bias)
-        return self.packed[engine]
+                self.packed[key] = pack(self.weight.quantized(), self.weight.bias)
+        return self.packed[key]
 
     @property
     def result(self) -> QParams:

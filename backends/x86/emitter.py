@@ -63,7 +63,7 @@ class Emitter:
 
     def compile(self) -> Callable[..., Any]:
         """The graph as a Python function: one line an op, handles and constants bound."""
-        self.graph.eliminate_dead_code()
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         self.graph.lint()
         code = self.graph.python_code("self")
         bound = dict(code.globals)

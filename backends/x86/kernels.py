@@ -6,12 +6,14 @@ A function here takes an :class:`Int8Call` and returns its candidates; rows of t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from ...compiler.qdq import dequantize_channels
 from .calls import Candidate, Int8Call, clamped
 from .emitter import Emitter
 from .engine import FBGEMM, ONEDNN, available
@@ -58,6 +60,47 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
         return found
 
     return candidates
+
+
+def conv_transpose(dims: int) -> Kernels:
+    """Transposed convolution.
+
+    Kernels of both engines give wrong results for some shapes (torch 2.13; fbgemm for a window of 2, oneDNN where
+    the numbers of channels differ), which the tuner finds out. Hence two more ways: where windows do not overlap,
+    a pointwise convolution to all pixels of the window and a pixel shuffle; and fp32.
+    """
+    direct = conv(dims, transposed=True)
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        found = [*direct(call), in_fp32(call)]
+        assert call.weight is not None
+        window = list(call.weight.integers.shape[2:])
+        apart = window == call.option("stride", 1, dims) and len(set(window)) == 1 and window[0] > 1
+        plain = not any(call.option("padding", 0, dims) + call.option("output_padding", 0, dims))
+        if dims == 2 and apart and plain and set(call.option("dilation", 1, dims)) == {1}:
+            found += [_shuffled(call, engine, window[0]) for engine in engines_for(call)]
+        return found
+
+    return candidates
+
+
+def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
+    def pack(_: Tensor, bias: Tensor | None) -> Any:
+        weight = call.weight
+        assert weight is not None
+        pointwise = weight.integers.permute(1, 2, 3, 0).flatten(0, 2)[:, :, None, None].contiguous()
+        wide = None if bias is None else bias.repeat_interleave(factor**2)
+        whole = replace(weight, integers=pointwise, axis=0).quantized()
+        return Q.conv2d_prepack(whole, wide, [1, 1], [0, 0], [1, 1], 1)
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        packed = emitter.constant(call.pack(engine, pack, f"shuffled {engine}"), "conv2d")
+        pixels = emitter.call(Q.conv2d.new, inputs[0], packed, call.result.scale, call.result.zero_point)
+        shuffled = emitter.call(torch.ops.aten.pixel_shuffle.default, pixels, factor)
+        whole = emitter.graph.call_method("contiguous", (shuffled,), {"memory_format": torch.channels_last})
+        return clamped(emitter, call, whole)
+
+    return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build)
 
 
 def conv2d_add(call: Int8Call) -> list[Candidate]:
@@ -347,17 +390,25 @@ def in_fp32(call: Int8Call) -> Candidate:
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         values = iter([emitter.dequantize(q) for q in inputs])
+        weight = call.weight
 
-        def replace(value: Any) -> Any:
-            return next(values, value) if isinstance(value, fx.Node) else value
+        def replace_node(value: Any) -> Any:
+            if not isinstance(value, fx.Node):
+                return value
+            if weight is not None and value.target is dequantize_channels:
+                return emitter.constant(weight.dequantized(), "weight")
+            if weight is not None and value is call.node.kwargs.get("bias"):
+                return emitter.constant(weight.bias, "bias")
+            return next(values)
 
-        args = map_aggregate(call.node.args, replace)
+        args = map_aggregate(call.node.args, replace_node)
+        kwargs = map_aggregate(call.node.kwargs, replace_node)
         if call.module is not None:
-            result = emitter.module(call.module, args, {})
+            result = emitter.module(call.module, args, kwargs)
         elif call.node.op == "call_method":
-            result = emitter.graph.call_method(str(call.node.target), args, dict(call.node.kwargs))
+            result = emitter.graph.call_method(str(call.node.target), args, kwargs)
         else:
-            result = emitter.call(call.node.target, *args, **call.node.kwargs)
+            result = emitter.call(call.node.target, *args, **kwargs)  # type: ignore[arg-type]
         if call.clamp is not None:
             result = emitter.call(torch.clamp, result, *call.clamp)
         return emitter.quantize(result, call.result)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 LIMIT = 32767
-HEADROOM = 1.25
+HEADROOM = 1.1
 
 
 def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None) -> Tensor:

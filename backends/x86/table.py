@@ -68,9 +68,10 @@ def _conv_transpose(dims: int) -> OpRule:
         weighted=True,
         functional=getattr(F, f"conv_transpose{dims}d"),
         channel_axis=1,
+        per_channel=False,
         saturates=True,
         refuse=refuse_conv,
-        kernels=k.conv(dims, transposed=True),
+        kernels=k.conv_transpose(dims),
     )
 
 
@@ -127,8 +128,8 @@ BINARY = [
         "matmul", torch.matmul, (operator.matmul, "matmul", torch.bmm, "bmm"), inputs=2,
         kernels=k.elementwise_pair(Q.matmul.default), prefer_float=DEQUANTIZES,
     ),
-    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, kernels=k.cat),
-    OpRule("stack", torch.stack, (), "dim", inputs=0, kernels=k.cat),
+    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, kernels=k.cat),
+    OpRule("stack", torch.stack, (), "dim", inputs=0, joins=True, kernels=k.cat),
 ]  # fmt: skip
 
 CLAMPS = [
@@ -232,7 +233,7 @@ SHAPES = [
     share("narrow", torch.narrow, ("narrow",), "dim start length"),
     share("chunk", torch.chunk, ("chunk",), "chunks dim", multiple=True),
     share("split", torch.split, ("split",), "split_size_or_sections dim", multiple=True),
-    share("getitem", operator.getitem, (), "index"),
+    share("getitem", "getitem", (operator.getitem,)),
     share("pixel_shuffle", F.pixel_shuffle, (nn.PixelShuffle,), "upscale_factor"),
     share("pixel_unshuffle", F.pixel_unshuffle, (nn.PixelUnshuffle,), "downscale_factor"),
     share("channel_shuffle", torch.channel_shuffle, (nn.ChannelShuffle,), "groups"),
