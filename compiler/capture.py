@@ -15,6 +15,14 @@ from .errors import CaptureError, ConfigError, ModelError, nearest, user_line
 
 Leaf = str | type[nn.Module]
 
+# Where classes of quantized models come from; torch's are not imported.
+QUANTIZED = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "fxquant.compiler.module",
+    "fxquant.compiler.observers",
+)
+
 
 def check_model(model: object) -> None:
     """Refuse what cannot be quantized before anything is copied.
@@ -25,8 +33,8 @@ def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected an nn.Module, got {type(model).__name__}.")
     for path, module in model.named_modules():
-        origin = type(module).__module__
-        if origin.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "fxquant.")):
+        origin, functional = type(module).__module__, "FloatFunctional" in type(module).__name__
+        if origin.startswith(QUANTIZED) and not functional:
             name = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             raise ModelError(f"The model is already quantized: {name}. Compile the float model.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

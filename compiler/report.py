@@ -121,7 +121,7 @@ def _row(
     node: fx.Node, op: str, precision: str, kernel: str, qparams: QParams | None, reason: str
 ) -> Row:
     path = module_path(node)
-    own_module = path.replace(".", "_") == node.name
+    own_module = path.replace(".", "_") == node.name.lstrip("_")
     name = f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
     return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace))
 

@@ -6,16 +6,15 @@ import contextlib
 import json
 import math
 import os
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...compiler.latency import interleaved_medians
 from .calls import Candidate, Int8Call, Operand
 from .emitter import Emitter
 from .engine import ONEDNN, running_engine
@@ -114,25 +113,12 @@ def _race(call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
     tensors = [example(o) for o in call.inputs]
     runs = {c.kernel: runner(call, c) for c in candidates}
     with running_engine(ONEDNN), torch.inference_mode():
-        times = _medians(runs, tensors)
+        bound = [partial(run, *tensors) for run in runs.values()]
+        medians = interleaved_medians(bound, ROUNDS, BUDGET * len(runs), warm_up=1)
+        times = dict(zip(runs, medians, strict=True))
         if call.weight is not None and call.epilogue is None and call.out is not None:
             expected = runner(call, in_fp32(call))(*tensors).int_repr().int()
             for name, run in runs.items():
                 if (run(*tensors).int_repr().int() - expected).abs().max() > 1:
                     times[name] = math.inf
     return times
-
-
-def _medians(runs: Mapping[str, Callable[..., Any]], tensors: Sequence[Tensor]) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(*tensors)
-    start = time.perf_counter()
-    for _ in range(ROUNDS):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run(*tensors)
-            times[name].append((time.perf_counter() - begin) * 1e3)
-        if time.perf_counter() - start > BUDGET * len(runs):
-            break
-    return {name: statistics.median(values) for name, values in times.items()}

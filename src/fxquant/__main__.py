@@ -1,0 +1,7 @@
+"""``python -m fxquant``."""
+
+import sys
+
+from .compiler.cli import main
+
+sys.exit(main())

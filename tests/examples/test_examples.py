@@ -1,0 +1,49 @@
+"""Every example runs, and the demo's promise holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from fxquant.compiler import cli, demo
+from fxquant.compiler.errors import FxquantError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quickstart_keeps_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = load("quickstart").main(epochs=5)
+    assert before > 93
+    assert after >= before - 0.5
+    assert "left in fp32 by override '13'" in capsys.readouterr().out
+
+
+def test_every_example_has_a_test() -> None:
+    source = Path(__file__).read_text()
+    assert all(f'load("{path.stem}")' in source for path in EXAMPLES.glob("*.py"))
+
+
+def test_demo_without_scikit_learn_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(FxquantError, match="pip install"):
+        demo.load_digits()
+
+
+def test_command_line_reports_errors_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert cli.main(["demo"]) == 1
+    assert "scikit-learn" in capsys.readouterr().err
