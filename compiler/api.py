@@ -42,7 +42,7 @@ def compile(
     config: QuantConfig | None = None,
     backend: str = "x86",
     target: Target | None = None,
-    executor: str = "eager",
+    executor: str = "auto",
     leaf_modules: Sequence[Leaf] = (),
     calibration_batches: int = CALIBRATION_BATCHES,
     snapshots: bool = False,
@@ -58,7 +58,8 @@ def compile(
         config: how to quantize, and what to leave in fp32.
         backend: ``"x86"``, or ``"reference"`` (slow, plain torch ops).
         target: the CPU to compile for; None is this one.
-        executor: ``"eager"`` or ``"torchscript"`` (less overhead per op).
+        executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
+            frozen, less overhead per op), or ``"auto"``: whichever is measured to be faster.
         leaf_modules: paths or classes of modules that are not traced, and stay whole and in fp32.
         calibration_batches: at most this many batches are read.
         snapshots: keep the graph after every step in ``result.snapshots``.
@@ -89,7 +90,7 @@ def prepare(
     config: QuantConfig | None = None,
     backend: str = "x86",
     target: Target | None = None,
-    executor: str = "eager",
+    executor: str = "auto",
     leaf_modules: Sequence[Leaf] = (),
     snapshots: bool = False,
 ) -> Prepared:

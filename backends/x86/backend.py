@@ -11,6 +11,7 @@ from ..base import Call, Frozen, Lowered, Target
 from . import saturation
 from .engine import take_deprecation_warning
 from .executors import EXECUTORS
+from .frozen_graph import FrozenGraph
 from .fuse import fuse
 from .lower import Lowering
 from .table import build_table
@@ -29,15 +30,14 @@ class X86Backend:
 
     Args:
         target: the CPU to compile for; None detects this one.
-        executor: ``"eager"`` (straight-line Python) or ``"torchscript"`` (traced and frozen: less overhead per op,
-            fixed number of axes).
+        executor: see :mod:`.executors`.
         tuner: measured kernel times; None reads and writes the cache on disk.
     """
 
     name = "x86"
 
     def __init__(
-        self, target: Target | None = None, executor: str = "eager", tuner: Tuner | None = None
+        self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None
     ) -> None:
         take_deprecation_warning()
         self.target = target or detect_target()
@@ -54,9 +54,8 @@ class X86Backend:
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""
-        fuse(frozen, self.table, self.tuner)
-        lowering = Lowering(frozen, self.table, self.tuner)
-        emitter, kernels = lowering.emit()
+        fuse(FrozenGraph(frozen, self.table), self.tuner)
+        emitter, kernels = Lowering(FrozenGraph(frozen, self.table), self.tuner).emit()
         self.tuner.save()
         run = EXECUTORS[self.executor](emitter, frozen)
         return Lowered(run, frozen, kernels, emitter.weight_bytes())

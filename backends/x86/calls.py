@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from ...compiler.qdq import dequantize_channels
 from ...compiler.types import QParams
 from .emitter import Emitter
-from .engine import packing_engine
+from .engine import engine as set_engine
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Int8Call:
         key = key or engine
         if key not in self.packed:
             assert self.weight is not None
-            with packing_engine(engine):
+            with set_engine(engine):
                 self.packed[key] = pack(self.weight.quantized(), self.weight.bias)
         return self.packed[key]
 

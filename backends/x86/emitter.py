@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.types import QParams
+from .engine import ONEDNN, under_engine
 
 _OP = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)\(")
 
@@ -27,11 +28,17 @@ class Emitter:
     def __init__(self) -> None:
         self.graph = fx.Graph()
         self.constants: dict[str, Any] = {}
-        self.needs_onednn = False
+        self.needs_onednn: set[fx.Node] = set()  # nodes whose kernel asks for torch's engine at run time
 
     def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call of ``target``."""
         return self.graph.call_function(target, args, kwargs)
+
+    def call_onednn(self, target: Callable[..., Any], *args: Any) -> fx.Node:
+        """A call of ``target`` that runs only with the engine oneDNN."""
+        node = self.call(target, *args)
+        self.needs_onednn.add(node)
+        return node
 
     def constant(self, value: Any, name: str = "constant") -> fx.Node:
         """A value that the code reads: packed weights, a tensor."""
@@ -61,8 +68,11 @@ class Emitter:
         self.constants[name] = value
         return name
 
-    def compile(self) -> Callable[..., Any]:
-        """The graph as a Python function: one line an op, handles and constants bound."""
+    def compile(self) -> tuple[Callable[..., Any], dict[str, Any]]:
+        """The graph as a function of a holder of constants and the inputs, and the constants.
+
+        One line an op, op handles bound; the engine is set around the whole where an op needs it.
+        """
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         self.graph.lint()
         code = self.graph.python_code("self")
@@ -78,7 +88,14 @@ class Emitter:
         exec(compile(_OP.sub(bind, code.src), "<fxquant lowered>", "exec"), bound)
         used = self._used()
         self.constants = {k: v for k, v in self.constants.items() if k in used}
-        return partial(bound["forward"], SimpleNamespace(**self.constants))
+        forward = bound["forward"]
+        needs_engine = not self.needs_onednn.isdisjoint(self.graph.nodes)
+        return under_engine(ONEDNN, forward) if needs_engine else forward, self.constants
+
+    def straight_line(self) -> Callable[..., Any]:
+        """The graph as a Python function of its inputs."""
+        forward, constants = self.compile()
+        return partial(forward, SimpleNamespace(**constants))
 
     def _used(self) -> set[str]:
         return {str(n.target) for n in self.graph.nodes if n.op in ("get_attr", "call_module")}

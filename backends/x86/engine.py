@@ -4,52 +4,93 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-FBGEMM, ONEDNN = "fbgemm", "onednn"
-
-_lock = threading.RLock()
-_users: dict[str, int] = {}
-_outer = ""
+FBGEMM, ONEDNN, QNNPACK = "fbgemm", "onednn", "qnnpack"
 
 
-def available() -> tuple[str, ...]:
-    """The engines of this build of torch that we have kernels for, fbgemm first."""
-    supported = torch.backends.quantized.supported_engines
-    return tuple(e for e in (FBGEMM, ONEDNN) if e in supported)
+class _Room:
+    """Shared by threads that want the same engine; those that want another wait until it is empty.
+
+    The first to enter sets the engine, the last to leave puts the user's back. Who waits is served before
+    newcomers, so that a stream of callers of one engine does not starve the others.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._engine, self._users, self._outer = "", 0, ""
+        self._waiting = 0
+        self._own = threading.local()
+
+    def enter(self, name: str) -> None:
+        inside: list[str] = self._own.__dict__.setdefault("engines", [])
+        if inside and inside[-1] != name:
+            self._exit()  # held by this thread for another engine: given back by leave()
+        if not inside or inside[-1] != name:
+            self._wait(name)
+        inside.append(name)
+
+    def leave(self) -> None:
+        inside: list[str] = self._own.engines
+        name = inside.pop()
+        if not inside or inside[-1] != name:
+            self._exit()
+        if inside and inside[-1] != name:
+            self._wait(inside[-1])
+
+    def _wait(self, name: str) -> None:
+        with self._changed:
+            if self._users and (self._engine != name or self._waiting):
+                self._waiting += 1
+                self._changed.wait_for(lambda: not self._users or self._engine == name)
+                self._waiting -= 1
+            if not self._users:
+                self._outer = torch.backends.quantized.engine
+                torch.backends.quantized.engine = self._engine = name
+            self._users += 1
+
+    def _exit(self) -> None:
+        with self._changed:
+            self._users -= 1
+            if not self._users:
+                torch.backends.quantized.engine = self._outer
+            self._changed.notify_all()
+
+
+_room = _Room()
 
 
 @contextmanager
-def packing_engine(name: str) -> Iterator[None]:
-    """Pack weights for engine ``name``. Other threads wait; the user's setting is back afterwards."""
-    with _lock:
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = name
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = before
-
-
-@contextmanager
-def running_engine(name: str) -> Iterator[None]:
-    """Run kernels that check the engine. Concurrent callers share it; the last to leave puts the user's back."""
-    global _outer
-    with _lock:
-        if not _users.get(name):
-            _outer = torch.backends.quantized.engine
-            torch.backends.quantized.engine = name
-        _users[name] = _users.get(name, 0) + 1
+def engine(name: str) -> Iterator[None]:
+    """Have torch's quantized engine be ``name``: packing weights and some kernels depend on it."""
+    _room.enter(name)
     try:
         yield
     finally:
-        with _lock:
-            _users[name] -= 1
-            if not _users[name]:
-                torch.backends.quantized.engine = _outer
+        _room.leave()
+
+
+def under_engine(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, run with engine ``name``."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _room.enter(name)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _room.leave()
+
+    return run
+
+
+def available() -> tuple[str, ...]:
+    """The engines of this build of torch that convolutions and linear layers have kernels in."""
+    supported = torch.backends.quantized.supported_engines
+    return tuple(e for e in (FBGEMM, ONEDNN) if e in supported)
 
 
 def take_deprecation_warning() -> None:

@@ -3,58 +3,85 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ...compiler.latency import interleaved_medians
 from ...compiler.values import bind_inputs
 from ..base import Frozen
 from .emitter import Emitter
-from .engine import ONEDNN, running_engine
+from .engine import ONEDNN, under_engine
 
 Run = Callable[..., Any]
 
 
 def eager(emitter: Emitter, frozen: Frozen) -> Run:
     """Straight-line Python over bound op handles."""
-    return _guarded(emitter.compile(), emitter.needs_onednn)
+    return emitter.straight_line()
+
+
+class _Traceable(nn.Module):
+    """The constants as attributes, which is where TorchScript looks for packed weights."""
+
+    def __init__(self, forward: Run, constants: dict[str, Any]) -> None:
+        super().__init__()
+        self._run = forward
+        for name, value in constants.items():
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *args: Any) -> Any:
+        return self._run(self, *args)
 
 
 def torchscript(emitter: Emitter, frozen: Frozen) -> Run:
     """The same, traced on the example and frozen by TorchScript, whose deprecation warnings stay here."""
-
-    class Lowered(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name, value in emitter.constants.items():
-                if isinstance(value, nn.Module):
-                    self.add_module(name, value)
-
-        def forward(self, *args: Any) -> Any:
-            return straight(*args)
-
-    straight = emitter.compile()
+    module = _Traceable(*emitter.compile()).eval()
     inputs = tuple(bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs))
-    with warnings.catch_warnings(), running_engine(ONEDNN), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(Lowered().eval(), inputs, check_trace=False)
-        script = torch.jit.freeze(traced)
+        script = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
+        run = under_engine(ONEDNN, script)
         for _ in range(3):  # the profiling executor specialises on its first runs
-            script(*inputs)
-    return _guarded(script, emitter.needs_onednn)
+            run(*inputs)
+    return lambda *args, **kwargs: run(*bind_inputs(frozen.module, args, kwargs))
 
 
-def _guarded(run: Run, needs_onednn: bool) -> Run:
-    if not needs_onednn:
-        return run
+def auto(emitter: Emitter, frozen: Frozen) -> Run:
+    """The faster of the two; TorchScript only where it gives the same values, at another batch size, too."""
+    straight = eager(emitter, frozen)
+    try:
+        script = torchscript(emitter, frozen)
+        inputs = bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs)
+        if not (_agree(straight, script, inputs) and _agree(straight, script, _twice(inputs))):
+            return straight
+    except Exception:  # TorchScript raises anything; and a future torch may have none
+        return straight
+    with torch.no_grad():
+        times = interleaved_medians([lambda: straight(*inputs), lambda: script(*inputs)], rounds=9, seconds=1.0)
+    return script if times[1] < times[0] else straight
 
-    def with_engine(*args: Any, **kwargs: Any) -> Any:
-        with running_engine(ONEDNN):
-            return run(*args, **kwargs)
 
-    return with_engine
+def _agree(straight: Run, script: Run, inputs: Sequence[Any]) -> bool:
+    with torch.no_grad():
+        try:
+            expected = straight(*inputs)
+        except Exception:  # the model itself takes no other batch size
+            return True
+        return torch.equal(expected, script(*inputs)) if isinstance(expected, torch.Tensor) else False
 
 
-EXECUTORS: dict[str, Callable[[Emitter, Frozen], Run]] = {"eager": eager, "torchscript": torchscript}
+def _twice(inputs: Sequence[Any]) -> list[Any]:
+    return [torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+
+
+EXECUTORS: dict[str, Callable[[Emitter, Frozen], Run]] = {
+    "auto": auto,
+    "eager": eager,
+    "torchscript": torchscript,
+}

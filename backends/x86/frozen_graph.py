@@ -11,7 +11,7 @@ from ...compiler.types import QParams
 from ...compiler.values import run_values
 from ..base import Frozen, OpRule, OpTable, Output
 from ..units import Unit, clamp_bounds, match_units
-from .calls import Int8Call, Operand, Weight
+from .calls import Candidate, Int8Call, Operand, Weight
 from .kernels import in_fp32
 
 
@@ -66,7 +66,7 @@ class FrozenGraph:
             value = getattr(value, part)
         return value  # type: ignore[no-any-return]
 
-    def candidates(self, rule: OpRule, call: Int8Call) -> list[Any]:
+    def candidates(self, rule: OpRule, call: Int8Call) -> list[Candidate]:
         """Every way to run ``call``: the row's kernels, and fp32 in between for an op without weights."""
         found = list(rule.kernels(call)) if rule.kernels else []
         if not rule.weighted and rule.output is not Output.SHARED:

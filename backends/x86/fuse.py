@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from ...compiler.qdq import dequantize, quantize
-from ..base import Frozen, OpTable, Output
+from ..base import Output
 from ..units import Unit
 from .calls import Int8Call
 from .frozen_graph import FrozenGraph
@@ -19,9 +19,8 @@ from .tune import Tuner
 TOLERANCE = 1.05
 
 
-def fuse(frozen: Frozen, table: OpTable, tuner: Tuner) -> int:
-    """Drop the pairs in ``frozen`` that fused kernels make needless. Returns the number of fusions."""
-    graph = FrozenGraph(frozen, table)
+def fuse(graph: FrozenGraph, tuner: Tuner) -> int:
+    """Drop the pairs that fused kernels make needless. Returns the number of fusions."""
     count = 0
     for unit in list(graph.unit_of.values()):
         for value in unit.inputs:
@@ -30,8 +29,8 @@ def fuse(frozen: Frozen, table: OpTable, tuner: Tuner) -> int:
                 unit.root.replace_input_with(value, first.output)
                 count += 1
                 break
-    frozen.module.graph.eliminate_dead_code()
-    frozen.module.recompile()
+    graph.gm.graph.eliminate_dead_code()
+    graph.gm.recompile()
     return count
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from ...compiler.qdq import dequantize_channels
+from . import ops  # noqa: F401  (defines torch.ops.fxquant)
 from .calls import Candidate, Int8Call, clamped
 from .emitter import Emitter
-from .engine import FBGEMM, ONEDNN, available
+from .engine import FBGEMM, ONEDNN, QNNPACK, available
 
 Q = torch.ops.quantized
 Kernels = Callable[[Int8Call], list[Candidate]]
@@ -110,27 +111,13 @@ def conv2d_add(call: Int8Call) -> list[Candidate]:
         lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
         groups = int(call.kwargs.get("groups", 1))
         packed = call.pack(ONEDNN, lambda w, b: Q.conv2d_prepack(w, b, *lists, groups))
-        emitter.needs_onednn = True
         relu = call.clamp is not None and call.clamp[0] == 0
         op = Q.conv2d_add_relu.default if relu else Q.conv2d_add.default
         args = (emitter.constant(packed, "conv2d"), call.result.scale, call.result.zero_point)
-        return clamped(emitter, call, emitter.call(op, inputs[0], inputs[1], *args))
+        return clamped(emitter, call, emitter.call_onednn(op, inputs[0], inputs[1], *args))
 
     usable = ONEDNN in engines_for(call)
     return [Candidate("quantized::conv2d_add (onednn)", build)] if usable else []
-
-
-def bytes_of(q: Tensor) -> Tensor:
-    """The integers of a quint8 tensor as uint8, sharing its memory."""
-    return torch.empty(0, dtype=torch.uint8).set_(
-        q.untyped_storage(), q.storage_offset(), q.size(), q.stride()
-    )
-
-
-def from_bytes(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    """A quint8 tensor over the memory of ``x`` (uint8)."""
-    empty = torch._empty_affine_quantized((0,), scale=scale, zero_point=zero_point, dtype=torch.quint8)
-    return empty.set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
 
 
 def conv2d_activation(attribute: str) -> Kernels:
@@ -153,14 +140,13 @@ def conv2d_activation(attribute: str) -> Kernels:
                     weight.integers, scale, source.scale, source.zero_point, *lists, groups, call.inputs[0].shape
                 )
             result = emitter.call(
-                torch.ops.onednn.qconv2d_pointwise.default,
-                emitter.call(bytes_of, inputs[0]), source.scale, source.zero_point,
-                emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
+                torch.ops.fxquant.conv2d_activation.default,
+                inputs[0], emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
                 emitter.constant(torch.zeros(channels, dtype=torch.int32), "zero_point"),
                 emitter.constant(weight.bias, "bias") if weight.bias is not None else None,
-                *lists, groups, out.scale, out.zero_point, torch.uint8, attribute, [], "",
+                *lists, groups, out.scale, out.zero_point, attribute,
             )  # fmt: skip
-            return clamped(emitter, call, emitter.call(from_bytes, result, out.scale, out.zero_point))
+            return clamped(emitter, call, result)
 
         return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build)]
 
@@ -209,11 +195,10 @@ def linear_activation(op: Any, *params: str) -> Kernels:
 
         def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
             packed = _packed_linear(emitter, call, ONEDNN)
-            emitter.needs_onednn = True
             args = (inputs[0], packed, call.result.scale, call.result.zero_point, *extra)
             return clamped(emitter, call, emitter.call(op, *args))
 
-        return [Candidate(f"quantized::{op._schema.name.split('::')[1]} ({ONEDNN})", build)]
+        return [Candidate(f"{op._schema.name} ({ONEDNN})", build)]
 
     return candidates
 
@@ -378,6 +363,19 @@ def elu(call: Int8Call) -> list[Candidate]:
         return clamped(emitter, call, emitter.call(Q.elu.default, inputs[0], *args))
 
     return [Candidate("quantized::elu", build)]
+
+
+def silu(call: Int8Call) -> list[Candidate]:
+    """``x * sigmoid(x)``. QNNPACK takes the sigmoid of an integer from a table of 256."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        known = call.result
+        result = emitter.call(torch.ops.fxquant.silu.default, inputs[0], known.scale, known.zero_point)
+        return clamped(emitter, call, result)
+
+    if QNNPACK not in torch.backends.quantized.supported_engines:
+        return []
+    return [Candidate("sigmoid (qnnpack) + quantized::mul", build)]
 
 
 def no_kernels(call: Int8Call) -> list[Candidate]:

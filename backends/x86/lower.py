@@ -6,7 +6,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ...compiler.qdq import dequantize, quantize
-from ..base import Frozen, OpTable, Output
+from ..base import Output
 from ..units import Unit
 from .calls import Candidate, Int8Call
 from .emitter import Emitter
@@ -18,8 +18,8 @@ from .tune import Tuner
 class Lowering:
     """One lowering of one frozen graph."""
 
-    def __init__(self, frozen: Frozen, table: OpTable, tuner: Tuner) -> None:
-        self.graph = FrozenGraph(frozen, table)
+    def __init__(self, graph: FrozenGraph, tuner: Tuner) -> None:
+        self.graph = graph
         self.tuner = tuner
         self.emitter = Emitter()
         self.int8: dict[fx.Node, fx.Node] = {}  # frozen value -> the quint8 node that holds it exactly

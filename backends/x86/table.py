@@ -162,7 +162,7 @@ ACTIVATIONS = [
     observed("elu", F.elu, (nn.ELU, F.elu_), "alpha", kernels=k.elu),
     observed("prelu", nn.PReLU, scale_equivariant=True,
              kernels=k.elementwise(Q.prelu.default, extra=lambda c: (c.module.weight,))),  # type: ignore[union-attr]
-    floating("silu", F.silu, (nn.SiLU,), reason=NO_KERNEL + " (but behind a conv2d)"),
+    observed("silu", F.silu, (nn.SiLU,), kernels=k.silu),
     floating("gelu", F.gelu, (nn.GELU,), "approximate", reason=NO_KERNEL),
     floating("mish", F.mish, (nn.Mish,), reason=NO_KERNEL),
     floating("softplus", F.softplus, (nn.Softplus,), "beta threshold", reason=NO_KERNEL),

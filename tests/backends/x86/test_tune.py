@@ -1,0 +1,108 @@
+"""The tuner: its cache file, and that it rejects kernels whose results are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from fxquant.backends.x86 import kernels, tune
+from fxquant.backends.x86.calls import Candidate, Int8Call
+from fxquant.backends.x86.engine import available
+
+from .support import compiled, oracle, output_step, seeded
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))
+    return tmp_path / "kernels.json"
+
+
+def compile_one() -> Any:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3)))
+    return compiled(model, [seeded(lambda: (torch.randn(2, 8, 9, 9),))])
+
+
+@pytest.mark.skipif(len(available()) < 2, reason="with one engine there is nothing to measure")
+def test_cache_is_written_and_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_one()
+    content = cache.read_text()
+    times = json.loads(content)
+    assert times and all(isinstance(t, float) for row in times.values() for t in row.values())
+
+    def no_measuring(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tune, "_race", no_measuring)
+    compile_one()
+    assert cache.read_text() == content
+    assert not list(cache.parent.glob("*.tmp"))
+
+
+@pytest.mark.skipif(len(available()) < 2, reason="with one engine there is nothing to measure")
+def test_cached_times_decide(cache: Path) -> None:
+    compile_one()
+    times = json.loads(cache.read_text())
+    for row in times.values():
+        for slowest in row:
+            cache.write_text(json.dumps({k: {n: float(n != slowest) for n in r} for k, r in times.items()}))
+            assert compile_one().report.rows[0].kernel == slowest
+
+
+@pytest.mark.parametrize("content", ("", "{", "[1, 2]", "null", '{"a": 1}', "\x00\x01"))
+def test_corrupt_cache_is_ignored(cache: Path, content: str) -> None:
+    cache.write_text(content)
+    assert compile_one().report.counts == {"int8": 1}
+
+
+def test_corrupt_entries_are_ignored(cache: Path) -> None:
+    compile_one()
+    times = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: 1 for key in times}))
+    assert compile_one().report.counts == {"int8": 1}
+    cache.write_text(json.dumps({key: dict.fromkeys(row, "fast") for key, row in times.items()}))
+    assert compile_one().report.counts == {"int8": 1}
+
+
+def test_binary_cache_is_ignored(cache: Path) -> None:
+    cache.write_bytes(b"\xff\xfe\x80")
+    assert compile_one().report.counts == {"int8": 1}
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path / "file" / "folder"))
+    assert compile_one().report.counts == {"int8": 1}
+
+
+@pytest.mark.usefixtures("cache")
+def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that is off by more than a rounding, and faster than all others, is not taken."""
+    conv = kernels.conv
+
+    def with_wrong(call: Int8Call) -> list[Candidate]:
+        def build(emitter: Any, inputs: Any) -> Any:
+            right = conv(2)(call)[0].build(emitter, inputs)
+            return emitter.call(torch.ops.aten.relu.default, right)
+
+        return [Candidate("quantized::wrong", build), *conv(2)(call)]
+
+    medians = tune.interleaved_medians
+
+    def wrong_is_fastest(runs: Any, *args: Any, **kwargs: Any) -> list[float]:
+        return [1e-9, *medians(runs, *args, **kwargs)[1:]]
+
+    from fxquant.backends.x86 import table
+
+    monkeypatch.setattr(table.k, "conv", lambda _: with_wrong)
+    monkeypatch.setattr(tune, "interleaved_medians", wrong_is_fastest)
+    q = compile_one()
+    assert q.report.rows[0].kernel != "quantized::wrong"
+    x = seeded(lambda: torch.randn(2, 8, 9, 9))
+    step = output_step(q)
+    assert step is not None and (q(x) - oracle(q, x)).abs().max() <= 1.01 * step

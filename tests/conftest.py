@@ -1,0 +1,34 @@
+"""What all tests share: two threads, a cache of kernel times of their own, a seed for each test."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("fxquant", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("fxquant")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("FXQUANT_CACHE")
+    os.environ["FXQUANT_CACHE"] = str(tmp_path_factory.mktemp("fxquant_cache"))
+    torch.set_num_threads(2)
+    yield
+    if before is None:
+        del os.environ["FXQUANT_CACHE"]
+    else:
+        os.environ["FXQUANT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
