@@ -63,6 +63,7 @@ class OpRule:
         data_first: the functional takes ``(input, weight)``, not ``(weight, input)`` as an embedding does.
         multiple: gives several tensors (chunk, split), each of which is picked by a getitem.
         keeps_channels: a pass-through whose axis 1 is that of its input.
+        views: its output may share the memory of its input.
         joins: its inputs and output share one set of qparams, so that nothing is rounded again.
         clamp: for an op that is a clamp, its bounds in a given call.
         saturates: the output is requantized, so that a clamp behind it is done by saturation.
@@ -91,6 +92,7 @@ class OpRule:
     data_first: bool = True
     multiple: bool = False
     keeps_channels: bool = False
+    views: bool = False
     joins: bool = False
     clamp: Callable[[Call], tuple[float, float]] | None = None
     saturates: bool = False
@@ -154,11 +156,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen graph: literal quantize and dequantize around float ops, and the example it was run on."""
+    """A frozen graph: literal quantize and dequantize around float ops, and the example it was run on.
+
+    ``fp32`` are the ops that stay in fp32 although they may stand between a dequantize and a quantize.
+    """
 
     module: fx.GraphModule
     example_args: tuple[Any, ...]
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    fp32: frozenset[fx.Node] = frozenset()
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:

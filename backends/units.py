@@ -60,7 +60,7 @@ def match_units(gm: fx.GraphModule, table: OpTable) -> Matched:
                 break
             if len(nodes[-1].users) > 1:
                 readers = len(nodes[-1].users)
-                refusals |= {c: f"not absorbed: '{nodes[-1].name}' has {readers} readers" for c in clamps}
+                refusals |= dict.fromkeys(clamps, f"not absorbed: '{nodes[-1].name}' has {readers} readers")
                 break
             nodes.append(clamps[0])
         taken.update(nodes)

@@ -70,9 +70,7 @@ def sqnr(model: nn.Module, run: Runner, held_out: Sequence[Inputs]) -> float:
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 
-def build(
-    model: nn.Module, name: str, calibration: list[Inputs], held_out: list[Inputs], threads: int
-) -> Result:
+def build(model: nn.Module, name: str, calibration: list[Inputs], held_out: list[Inputs], threads: int) -> Result:
     """Build the contender `name` on a copy of `model` and check it; its build time has the first call."""
     print(f"building {name}", file=sys.stderr, flush=True)
     result, own = Result(name), copy.deepcopy(model)

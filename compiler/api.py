@@ -120,6 +120,3 @@ def convert(prepared: Prepared) -> QuantizedModule:
     if not isinstance(prepared, Prepared):
         raise StateError(f"convert takes what prepare gives, got {type(prepared).__name__}.")
     return QuantizedModule(prepared).freeze()
-
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -27,15 +27,17 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
     """
     if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
         hint = " Wrap a single batch in a list: calibration=[batch]." if isinstance(calibration, Tensor) else ""
-        raise CalibrationError(
-            f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}"
-        )
+        raise CalibrationError(f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}")
     arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
-    total = len(calibration) if hasattr(calibration, "__len__") else None
-    total = min(limit, total) if total is not None else None
+    total = min(limit, len(calibration)) if isinstance(calibration, Sized) else None
     number = -1
     progress = tqdm(
-        itertools.islice(calibration, limit), "calibrate", total=total, unit="batch", disable=None, leave=False
+        itertools.islice(calibration, limit),
+        "calibrate",
+        total=total,
+        unit="batch",
+        disable=None,
+        leave=False,
     )
     for number, batch in enumerate(progress):
         yield _arguments(batch, arity, number, gm)
@@ -75,6 +77,4 @@ def run_batch(gm: fx.GraphModule, batch: Batch, number: int) -> Any:
         raise
     except Exception as error:
         shapes = [tuple(v.shape) for v in (*batch[0], *batch[1].values()) if isinstance(v, Tensor)]
-        raise CalibrationError(
-            f"The forward fails on calibration batch {number} (shapes {shapes}): {error}"
-        ) from error
+        raise CalibrationError(f"The forward fails on calibration batch {number} (shapes {shapes}): {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,18 +43,35 @@ def check_model(model: object) -> None:
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise ModelError(f"'{name}' is not initialized yet; call the model once, so that it gets its shape.")
     if tensor.device.type != "cpu":
-        raise ModelError(
-            f"'{name}' is on device '{tensor.device}'; move the model to the CPU first: model.cpu()."
-        )
+        raise ModelError(f"'{name}' is on device '{tensor.device}'; move the model to the CPU first: model.cpu().")
     if tensor.dtype.is_floating_point:
         if tensor.dtype != torch.float32:
             raise ModelError(f"'{name}' is {tensor.dtype}; convert the model to fp32 first: model.float().")
         if not torch.isfinite(tensor).all():
             owner, _, leaf = name.rpartition(".")
-            raise ModelError(
-                f"The {leaf} of layer '{owner or leaf}' holds NaN or inf; it cannot be quantized."
-            )
+            raise ModelError(f"The {leaf} of layer '{owner or leaf}' holds NaN or inf; it cannot be quantized.")
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as such: ``fx.Proxy`` takes it for ``x = x + y``, which other names of ``x`` do not see."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> Any:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> Any:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> Any:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self._in_place(operator.itruediv, other)
 
 
 class _Tracer(fx.Tracer):
@@ -65,6 +83,9 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._leaves, self._paths = leaves, paths
         self.path = ""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self._paths or isinstance(m, self._leaves):
@@ -118,9 +139,7 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _leaves(
-    model: nn.Module, entries: Sequence[Leaf]
-) -> tuple[frozenset[str], tuple[type[nn.Module], ...]]:
+def _leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], tuple[type[nn.Module], ...]]:
     if isinstance(entries, str | type):
         raise ConfigError(f"leaf_modules must be a list, got {entries!r} alone.")
     modules = dict(model.named_modules())

@@ -62,9 +62,7 @@ class QuantConfig:
             raise ConfigError(f"QuantConfig.overrides must be a dict, got {type(self.overrides).__name__}.")
         for key, value in self.overrides.items():
             if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
-                raise ConfigError(
-                    f"Override key {key!r}: expected a module path, an op name or an nn.Module class."
-                )
+                raise ConfigError(f"Override key {key!r}: expected a module path, an op name or an nn.Module class.")
             if value is not None and not isinstance(value, QuantConfig):
                 raise ConfigError(
                     f"Override of {key!r} is {value!r}: expected a QuantConfig, or None to leave it in fp32."
@@ -105,8 +103,8 @@ class ResolvedConfig:
         return self.keys.get(node)
 
 
-def resolve(config: QuantConfig, named: Iterable[tuple[fx.Node, str, type | None]]) -> ResolvedConfig:
-    """Match every override against ``named``: triples of a node, its op's name and its module class.
+def resolve(config: QuantConfig, named: Iterable[tuple[fx.Node, str]]) -> ResolvedConfig:
+    """Match every override against ``named``: pairs of a node and its op's name.
 
     Raises:
         ConfigError: an override matches no node.
@@ -114,29 +112,32 @@ def resolve(config: QuantConfig, named: Iterable[tuple[fx.Node, str, type | None
     nodes = list(named)
     by_node: dict[fx.Node, Override] = {}
     keys: dict[fx.Node, str | type[nn.Module]] = {}
-    for paths in (False, True):
+    matched: set[str | type[nn.Module]] = set()
+    for matches in (_is_kind, _is_at_path):
         for key, value in config.overrides.items():
-            hits = [n for n, op, cls in nodes if _matches(key, n, op, cls, by_path=paths)]
+            hits = [node for node, op in nodes if matches(key, node, op)]
             by_node.update((n, value) for n in hits)
             keys.update((n, key) for n in hits)
-    plain = replace(config, overrides={})
-    matched = set(keys.values()) | {
-        k for k in config.overrides if any(_matches(k, n, o, c, by_path=p) for n, o, c in nodes for p in (0, 1))
-    }
+            matched.update([key] if hits else [])
     for key in config.overrides:
         if key not in matched:
-            valid = {module_path(n) or n.name for n, _, _ in nodes} | {op for _, op, _ in nodes}
+            valid = {module_path(n) or n.name for n, _ in nodes} | {op for _, op in nodes if op}
             raise ConfigError(f"Override {key!r} matches nothing in the model. {nearest(key, sorted(valid))}")
-    return ResolvedConfig(plain, by_node, keys)
+    return ResolvedConfig(replace(config, overrides={}), by_node, keys)
 
 
-def _matches(
-    key: str | type[nn.Module], node: fx.Node, op: str, cls: type | None, *, by_path: bool | int
-) -> bool:
-    if isinstance(key, type):
-        return not by_path and cls is not None and issubclass(cls, key)
-    if not by_path:
+def _is_kind(key: str | type[nn.Module], node: fx.Node, op: str) -> bool:
+    """Whether ``key`` is the op's name, or the class of its module or of one around it."""
+    if isinstance(key, str):
         return key == op
+    stack = node.meta.get("nn_module_stack") or {}
+    return any(isinstance(cls, type) and issubclass(cls, key) for _, cls in stack.values())
+
+
+def _is_at_path(key: str | type[nn.Module], node: fx.Node, op: str) -> bool:
+    """Whether ``key`` is a glob for the path of the node's module or of one around it, or for its own name."""
+    if not isinstance(key, str):
+        return False
     parts = module_path(node).split(".")
     ancestors = (".".join(parts[: i + 1]) for i in range(len(parts)))
     return fnmatch.fnmatchcase(node.name, key) or any(fnmatch.fnmatchcase(a, key) for a in ancestors)

@@ -10,6 +10,8 @@ from torch import fx
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)\n\s*(?P<code>.*)')
 
+OWN = ("compiler/capture.py", "compiler/pipeline.py", "compiler/api.py")
+
 
 class FxquantError(Exception):
     """Base of every error that fxquant raises on purpose."""
@@ -40,8 +42,8 @@ class VerificationError(FxquantError, RuntimeError):
 
 
 def user_line(stack_trace: str | None) -> str | None:
-    """The innermost frame of ``stack_trace`` outside of torch, as ``file:line (code)``."""
-    frames = [f for f in _FRAME.finditer(stack_trace or "") if "/torch/" not in f["file"]]
+    """The innermost frame of ``stack_trace`` outside of torch and of our tracer, as ``file:line (code)``."""
+    frames = [f for f in _FRAME.finditer(stack_trace or "") if not f["file"].endswith(OWN) and "/torch/" not in f["file"]]
     if not frames:
         return None
     last = frames[-1]

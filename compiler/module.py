@@ -23,13 +23,10 @@ class Prepared(nn.Module):
     def __init__(self, work: Work) -> None:
         super().__init__()
         self.graph_module = work.gm
-        object.__setattr__(self, "_work", work)
+        self.work = work
         self._example: Any = None
-
-    @property
-    def work(self) -> Work:
-        """The state of the pipeline."""
-        return self._work  # type: ignore[no-any-return]
+        self._calls = 0
+        self.converted = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's forward takes and gives, in fp32; the values on the way are observed.
@@ -37,13 +34,17 @@ class Prepared(nn.Module):
         Raises:
             CalibrationError: the call does not fit, or gives NaN or inf.
         """
+        if self.converted:
+            raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
         batch = (args, kwargs)
-        if self.work.assignment is None:
-            self._example = example_of(batch)
-            prepare(self.work, self._example)
-        elif self._example is None:
-            self._example = example_of(batch)
-        return run_batch(self.graph_module, batch, 0)
+        if self._example is None:
+            example = example_of(batch)
+            run_batch(self.graph_module, example, self._calls)  # a batch that does not fit must change nothing
+            prepare(self.work, example)
+            self._example = example
+        result = run_batch(self.graph_module, batch, self._calls)
+        self._calls += 1
+        return result
 
     @property
     def example(self) -> Any:
@@ -63,7 +64,8 @@ class QuantizedModule(nn.Module):
 
     def __init__(self, prepared: Prepared) -> None:
         super().__init__()
-        object.__setattr__(self, "_prepared", prepared)
+        # In a list: no submodule, so that its observers and fp32 weights are not part of this module's state.
+        self._prepared = [prepared]
         self._lowered: Lowered | None = None
         self._report: Report | None = None
 
@@ -75,9 +77,12 @@ class QuantizedModule(nn.Module):
         """
         if self._lowered is not None:
             raise StateError("The module is frozen already.")
-        prepared: Prepared = self._prepared  # type: ignore[assignment]
+        (prepared,) = self._prepared
         if prepared.example is None:
             raise StateError("The module has seen no data: call it on calibration batches before freeze().")
+        if prepared.converted:
+            raise StateError("The prepared module was converted already. Prepare the model again.")
+        prepared.converted = True
         self._lowered, self._report = convert(prepared.work, prepared.example)
         return self
 
@@ -100,28 +105,28 @@ class QuantizedModule(nn.Module):
     @property
     def graph(self) -> torch.fx.GraphModule:
         """The graph as it stands: with observers while calibrating, the frozen one afterwards."""
-        return self._prepared.work.gm  # type: ignore[no-any-return,union-attr]
+        return self._prepared[0].work.gm
 
     @property
     def snapshots(self) -> dict[str, str]:
         """The graph after each step of the pipeline, if compiled with ``snapshots=True``."""
-        return self._prepared.work.snapshots  # type: ignore[no-any-return,union-attr]
+        return self._prepared[0].work.snapshots
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model's forward takes and gives."""
         if self._lowered is None:
-            return self._prepared(*args, **kwargs)  # type: ignore[operator]
+            return self._prepared[0](*args, **kwargs)
         with torch.no_grad():
             return self._lowered.run(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return str(self._report) if self._report else f"QuantizedModule(calibrating)\n{self._prepared}"
+        return str(self._report) if self._report else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
         """A frozen module holds constants only, which copies share."""
         if self._lowered is None:
             raise StateError("A module that still calibrates cannot be copied; call freeze() first.")
-        twin = QuantizedModule(self._prepared)  # type: ignore[arg-type]
+        twin = QuantizedModule(self._prepared[0])
         twin._lowered, twin._report = self._lowered, self._report
         memo[id(self)] = twin
         return twin

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..backends.base import OpRule, OpTable, Output
+from .errors import CaptureError, where
 from .stubs import STUBS
 
 _OPERATORS = {operator.iadd: "add", operator.imul: "mul", operator.isub: "sub", operator.itruediv: "div"}
@@ -38,8 +39,11 @@ def normalize(gm: fx.GraphModule, table: OpTable) -> int:
             continue
         if rule is None:
             continue
+        if module is not None and not node.args and node.kwargs:
+            (_, first), *rest = node.kwargs.items()
+            node.args, node.kwargs = (first,), dict(rest)
         if _in_place(node, module):
-            _redirect_later_uses(node)
+            _redirect_later_uses(node, table, modules)
         count += _rewrite(gm, node, module, rule)
     gm.graph.lint()
     gm.recompile()
@@ -65,7 +69,7 @@ def _in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return node.target in _OPERATORS or bool(node.kwargs.get("inplace")) or name.endswith("_")
 
 
-def _redirect_later_uses(node: fx.Node) -> None:
+def _redirect_later_uses(node: fx.Node, table: OpTable, modules: dict[str, nn.Module]) -> None:
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node):
         return
@@ -73,9 +77,33 @@ def _redirect_later_uses(node: fx.Node) -> None:
     while reader.op != "root":
         later.add(reader)
         reader = reader.next
+    for alias in _aliases(source, table, modules) - {node}:
+        if any(user in later for user in alias.users):
+            raise CaptureError(
+                f"The in-place op {where(node)} changes memory that '{alias.name}' shares, which is read later. "
+                "Write it out of place (x = x.relu() instead of x.relu_())."
+            )
     for user in list(source.users):
         if user in later:
             user.replace_input_with(source, node)
+
+
+def _aliases(source: fx.Node, table: OpTable, modules: dict[str, nn.Module]) -> set[fx.Node]:
+    """Other values that may share the memory of ``source``: what it is a view of, and views of that."""
+
+    def is_view(node: fx.Node) -> bool:
+        rule = table.of(node, modules)
+        return rule is not None and rule.views
+
+    base = source
+    while is_view(base):
+        base = base.all_input_nodes[0]
+    found, front = {base}, [base]
+    while front:
+        views = [u for u in front.pop().users if is_view(u)]
+        found.update(views)
+        front += views
+    return found - {source}
 
 
 def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, rule: OpRule) -> bool:
@@ -92,9 +120,7 @@ def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, rule: 
     return True
 
 
-def _bind(
-    node: fx.Node, module: nn.Module | None, rule: OpRule
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _bind(node: fx.Node, module: nn.Module | None, rule: OpRule) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call's tensor inputs, and its other parameters by name (those of a module from its attributes)."""
     names = rule.param_names
     count = max(rule.inputs, 1)
@@ -105,8 +131,9 @@ def _bind(
             tensors.append(given.pop(name))
     rest = list(node.args[count:])
     if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats"):
-        # x.view(2, 3) and x.view((2, 3)) mean the same.
-        rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
+        # x.view(2, 3), x.view((2, 3)) and x.view(y.shape) mean the same.
+        if not _is_whole_shape(rest[0]):
+            rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
     params = dict(zip(names, rest, strict=False))
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}
@@ -115,12 +142,18 @@ def _bind(
     return tuple(tensors), {k: v for k, v in params.items() if v is not None}
 
 
+def _is_whole_shape(value: object) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    return value.target is getattr or (value.target == "size" and len(value.args) == 1 and not value.kwargs)
+
+
 _FUNCTIONAL: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
-    **{
-        f: ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        for f in (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
-    },
+    **dict.fromkeys(
+        (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d),
+        ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    ),
 }
 
 
@@ -133,7 +166,7 @@ def _as_module(gm: fx.GraphModule, node: fx.Node, rule: OpRule) -> bool:
     weight, bias = _parameter(gm, call.get("weight")), _parameter(gm, call.get("bias"))
     if weight is None or (call.get("bias") is not None and bias is None):
         return False
-    options = {k: call[k] for k in ("stride", "padding", "dilation", "groups") if k in call}
+    options: dict[str, Any] = {k: call[k] for k in ("stride", "padding", "dilation", "groups") if k in call}
     if any(isinstance(v, fx.Node) for v in options.values()):
         return False
     groups = int(options.get("groups", 1))

@@ -144,8 +144,7 @@ class MovingAverageObserver(Observer):
         assert isinstance(other, MovingAverageObserver)
         total = max(self.count + other.count, 1)
         self.average = tuple(  # type: ignore[assignment]
-            (a * self.count + b * other.count) / total
-            for a, b in zip(self.average, other.average, strict=True)
+            (a * self.count + b * other.count) / total for a, b in zip(self.average, other.average, strict=True)
         )
 
     def range(self) -> tuple[float, float]:
@@ -213,7 +212,7 @@ class QuantStub(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` and return it."""
-        return self.observer(x)  # type: ignore[no-any-return]
+        return self.observer(x)
 
 
 class DeQuantStub(nn.Module):

@@ -85,11 +85,11 @@ def prepare(work: Work, example: Batch) -> Work:
     """
     gm, table = work.gm, work.options.backend.table
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
-    named = [
-        (n, rule.name if (rule := table.of(n, modules)) else "", type(modules[str(n.target)]) if n.op == "call_module" else None)
-        for n in gm.graph.nodes
-        if n.op in ("call_module", "call_function", "call_method")
-    ]  # fmt: skip
+    named = []
+    for node in gm.graph.nodes:
+        if node.op in ("call_module", "call_function", "call_method"):
+            rule = table.of(node, modules)
+            named.append((node, rule.name if rule else ""))
     config = resolve(work.options.config, named)
     values = run_values(gm, *example)
     work.assignment = assign_precision(gm, table, config, values)
@@ -109,7 +109,7 @@ def convert(work: Work, example: Batch) -> tuple[Lowered, Report]:
             module.enabled = False
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
-    lowered = work.options.backend.lower(Frozen(work.gm, *example))
+    lowered = work.options.backend.lower(Frozen(work.gm, *example, frozenset(work.assignment.reasons)))
     work.snapshot("lower")
     verify(lowered, work.assignment)
     table = work.options.backend.table

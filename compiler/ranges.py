@@ -10,6 +10,7 @@ from torch import Tensor
 BINS = 4096
 LEVELS = 256
 PERCENTILE = 0.9999
+SMALLEST = -60  # exponent of the narrowest histogram: values below it are all in the two bins around zero
 
 
 class Histogram:
@@ -25,7 +26,7 @@ class Histogram:
 
     def add(self, x: Tensor, largest: float) -> None:
         """Count the values of ``x``, none of them larger in magnitude than ``largest``."""
-        self._reach(math.frexp(largest)[1] if largest > 0 else -126)
+        self._reach(max(math.frexp(largest)[1], SMALLEST))
         assert self.exponent is not None
         # Exact: a power of two changes only the exponent, and floor of a bin's halves is the bin's floor.
         bins = torch.floor(x.flatten() * 2.0 ** (math.log2(BINS) - 1 - self.exponent)).to(torch.int32)
@@ -62,9 +63,7 @@ def _doubled(counts: Tensor, times: int) -> Tensor:
     return counts
 
 
-def mse_range(
-    histogram: Histogram, low: float, high: float, symmetric: bool = False
-) -> tuple[float, float]:
+def mse_range(histogram: Histogram, low: float, high: float, symmetric: bool = False) -> tuple[float, float]:
     """The range of least squared quantization error at 256 levels, by alternating line searches over both ends."""
     centers, counts = _filled(histogram)
     if not len(centers):
@@ -93,9 +92,7 @@ def _errors(centers: Tensor, counts: Tensor, low: Tensor, high: Tensor) -> Tenso
     return ((outside + inside) * counts[None, :]).sum(1)
 
 
-def percentile_range(
-    histogram: Histogram, low: float, high: float, symmetric: bool = False
-) -> tuple[float, float]:
+def percentile_range(histogram: Histogram, low: float, high: float, symmetric: bool = False) -> tuple[float, float]:
     """The range that leaves ``1 - PERCENTILE`` of the values outside, shared between both tails."""
     centers, counts = _filled(histogram)
     if not len(centers):
@@ -112,13 +109,12 @@ def percentile_range(
     )
 
 
-def entropy_range(
-    histogram: Histogram, low: float, high: float, symmetric: bool = False
-) -> tuple[float, float]:
+def entropy_range(histogram: Histogram, low: float, high: float, symmetric: bool = False) -> tuple[float, float]:
     """The symmetric clip of the range with the least KL divergence (Migacz, GTC 2017, "8-bit inference")."""
     centers, counts = _filled(histogram)
     if not len(centers):
         return low, high
+    low, high = min(low, 0.0), max(high, 0.0)
     bound = max(-low, high)
     best, best_divergence = bound, math.inf
     for share in torch.linspace(0.3, 1.0, 71, dtype=torch.float64):

@@ -54,9 +54,7 @@ class Report:
     def __str__(self) -> str:
         counts = ", ".join(f"{n} ops {p}" for p, n in sorted(self.counts.items(), reverse=True))
         sizes = f"parameters {_mib(self.fp32_bytes)} fp32 -> {_mib(self.compiled_bytes)}"
-        table = [
-            (r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.reason) for r in self.rows
-        ]
+        table = [(r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.reason) for r in self.rows]
         widths = [36, None, None, 44, None, 60]
         return f"{counts}; {sizes}\n" + tabulate(table, COLUMNS, maxcolwidths=widths)
 
@@ -96,9 +94,7 @@ def _computes(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method", "call_module")
 
 
-def _unit_row(
-    unit: Unit, table: OpTable, assignment: Assignment, lowered: Lowered, notes: dict[fx.Node, str]
-) -> Row:
+def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lowered, notes: dict[fx.Node, str]) -> Row:
     names = [unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)]
     op = FUSED.join(names)
     remarks = [notes[n] for n in unit.nodes if n in notes]
@@ -117,12 +113,8 @@ def _is_fused(unit: Unit, lowered: Lowered) -> bool:
     return any(lowered.kernels.get(u, "").startswith("fused into") for u in unit.output.users)
 
 
-def _row(
-    node: fx.Node, op: str, precision: str, kernel: str, qparams: QParams | None, reason: str
-) -> Row:
+def _row(node: fx.Node, op: str, precision: str, kernel: str, qparams: QParams | None, reason: str) -> Row:
     path = module_path(node)
     own_module = path.replace(".", "_") == node.name.lstrip("_")
     name = f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
     return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace))
-
-

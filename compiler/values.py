@@ -44,9 +44,7 @@ def bind_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, 
     return [given.get(n, node.args[0] if node.args else None) for n, node in zip(names, nodes, strict=True)]
 
 
-def run_values(
-    gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[fx.Node, ValueInfo]:
+def run_values(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[fx.Node, ValueInfo]:
     """Shape and dtype of every tensor value of ``gm`` in one run on the given inputs."""
     recorder = _Recorder(gm)
     with torch.no_grad():

@@ -9,9 +9,9 @@ import networkx as nx
 from torch import fx, nn
 
 from ..backends.base import Call, OpTable, Output
+from ..backends.units import Matched, Unit, match_units
 from ..compiler.config import QuantConfig, ResolvedConfig
 from ..compiler.types import ValueInfo
-from ..backends.units import Matched, Unit, match_units
 
 OUTSIDE_STUBS = "outside of the model's QuantStub/DeQuantStub region"
 NO_GAIN = "an int8 region without conv or linear gains nothing over its borders"
@@ -107,11 +107,7 @@ def _region_reason(
     unit: Unit, owner: dict[fx.Node, Unit], reasons: dict[fx.Node, str], config: ResolvedConfig
 ) -> str | None:
     def int8(node: fx.Node) -> bool:
-        return (
-            node in owner
-            and owner[node].root not in reasons
-            and owner[node].rule.output is not Output.WEIGHT_ONLY
-        )
+        return node in owner and owner[node].root not in reasons and owner[node].rule.output is not Output.WEIGHT_ONLY
 
     if unit.rule.output is Output.SHARED:
         return None if all(int8(n) for n in unit.inputs) else PASSES
@@ -125,16 +121,18 @@ def _region_reason(
     return MIXED if borders_if_int8 > borders_if_fp32 else None
 
 
-def _regions(
-    matched: Matched, owner: dict[fx.Node, Unit], reasons: dict[fx.Node, str]
-) -> list[list[Unit]]:
+def _regions(matched: Matched, owner: dict[fx.Node, Unit], reasons: dict[fx.Node, str]) -> list[list[Unit]]:
     graph: nx.Graph[Unit] = nx.Graph()
     for unit in matched.units:
         if unit.root in reasons or unit.rule.output is Output.WEIGHT_ONLY:
             continue
         graph.add_node(unit)
         for source in unit.inputs:
-            if source in owner and owner[source].root not in reasons and owner[source].rule.output is not Output.WEIGHT_ONLY:
+            if (
+                source in owner
+                and owner[source].root not in reasons
+                and owner[source].rule.output is not Output.WEIGHT_ONLY
+            ):
                 graph.add_edge(owner[source], unit)
     return [list(c) for c in nx.connected_components(graph)]
 

@@ -8,12 +8,12 @@ import networkx as nx
 from torch import Tensor, fx, nn
 
 from ..backends.base import Backend, Call, Output
+from ..backends.units import Unit
 from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
 from .assign_precision import Assignment
 from .base import finish
-from ..backends.units import Unit
 from .weights import QuantizedWeight, quantize_weight
 
 
@@ -92,9 +92,7 @@ def _insert_pair(gm: fx.GraphModule, value: fx.Node, known: QParams, after: fx.N
     return pair
 
 
-def _share(
-    gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops: dict[fx.Node, Tensor | None]
-) -> int:
+def _share(gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops: dict[fx.Node, Tensor | None]) -> int:
     """The output of a pass-through op has the parameters of its input."""
     value = unit.output
     known = qparams[unit.inputs[0]]
@@ -112,10 +110,10 @@ def _share(
 
 
 def _top_integers(observer: Observer, known: QParams) -> Tensor | None:
-    """The largest integer that calibration saw in each channel."""
+    """The largest integer that calibration saw in each channel; padding adds the zero point."""
     if observer.channel_high is None:
         return None
-    return (observer.channel_high / known.scale).round() + known.zero_point
+    return ((observer.channel_high / known.scale).round() + known.zero_point).clamp_min(known.zero_point)
 
 
 def _freeze_weight(
@@ -137,12 +135,13 @@ def _freeze_weight(
         done[path] = quantize_weight(call, unit.rule, assignment.config_of(unit), backend, top)
         _hold(gm, path, done[path], layer)
     with gm.graph.inserting_before(node):
-        parts = [gm.graph.get_attr(f"{path}_{name}") for name in ("weight", "scale", "zero_point")]
+        parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
-        bias = gm.graph.get_attr(f"{path}_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
+        bias = gm.graph.get_attr(f"{path}_int8_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
     call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
     args = (node.args[0], weight) if unit.rule.data_first else (weight, node.args[0])
     kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
+    assert unit.rule.functional is not None
     node.op, node.target, node.args, node.kwargs = "call_function", unit.rule.functional, args, kwargs
     return 1
 
@@ -159,8 +158,9 @@ def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Modu
     """Register the parts of a quantized weight as buffers beside the module they come from."""
     owner_path, _, leaf = path.rpartition(".")
     owner = gm.get_submodule(owner_path)
-    owner.register_buffer(f"{leaf}_weight", weight.integers)
-    owner.register_buffer(f"{leaf}_scale", weight.scale)
-    owner.register_buffer(f"{leaf}_zero_point", weight.zero_point)
-    if isinstance(getattr(layer, "bias", None), Tensor):
-        owner.register_buffer(f"{leaf}_bias", layer.bias.detach().float())
+    parts = {"weight": weight.integers, "scale": weight.scale, "zero_point": weight.zero_point}
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor):
+        parts["bias"] = bias.detach().float()
+    for name, tensor in parts.items():
+        owner.register_buffer(f"{leaf}_int8_{name}", tensor)

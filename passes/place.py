@@ -7,11 +7,11 @@ from collections.abc import Callable
 from torch import fx, nn
 
 from ..backends.base import Output
+from ..backends.units import Unit
 from ..compiler.observers import OBSERVER_CLASSES, DeQuantStub, FixedObserver, Observer, QuantStub
 from ..compiler.stubs import STUBS
 from .assign_precision import Assignment
 from .base import finish
-from ..backends.units import Unit
 
 MakeObserver = Callable[[Unit | None, str, Assignment], Observer]
 

@@ -58,9 +58,8 @@ def _check_run(lowered: Lowered) -> None:
         raise VerificationError(f"The lowered module gives {len(actual)} tensors, expected {len(expected)}.")
     for ours, theirs in zip(actual, expected, strict=True):
         if ours.is_quantized or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise VerificationError(
-                f"The lowered module gives {ours.dtype} {tuple(ours.shape)}, expected {theirs.dtype} {tuple(theirs.shape)}."
-            )
+            got, wanted = (f"{t.dtype} {tuple(t.shape)}" for t in (ours, theirs))
+            raise VerificationError(f"The lowered module gives {got}, expected {wanted}.")
         if ours.is_floating_point() and not torch.isfinite(ours).all():
             raise VerificationError("The lowered module gives NaN or inf on the calibration example.")
 

@@ -7,6 +7,7 @@ needed: `settled` gives a model realistic normalisation parameters and statistic
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,9 +51,7 @@ class ConvBNAct(nn.Sequential):
 class Residual(nn.Module):
     """`after(shortcut(x) + body(x))`; the shortcut and what follows the sum default to the identity."""
 
-    def __init__(
-        self, body: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None
-    ) -> None:
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         self.shortcut = shortcut or nn.Identity()
@@ -278,9 +277,7 @@ class DenseLayer(nn.Module):
 class DenseNet(nn.Module):
     """DenseNet, by default smaller than DenseNet-121: [N,3,224,224] -> [N,num_classes]."""
 
-    def __init__(
-        self, num_classes: int = 1000, blocks: Sequence[int] = (4, 8, 6, 4), growth: int = 32
-    ) -> None:
+    def __init__(self, num_classes: int = 1000, blocks: Sequence[int] = (4, 8, 6, 4), growth: int = 32) -> None:
         super().__init__()
         channels = 2 * growth
         layers: list[nn.Module] = [ConvBNAct(3, channels, 7, 2), nn.MaxPool2d(3, 2, 1)]
@@ -306,7 +303,7 @@ class UNet(nn.Module):
     def __init__(self, num_classes: int = 4, base: int = 32, depth: int = 4, in_channels: int = 3) -> None:
         super().__init__()
         widths = [base << level for level in range(depth + 1)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.stem = self.double_conv(in_channels, base)
         self.down = nn.ModuleList(self.double_conv(upper, lower) for upper, lower in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose2d(lower, upper, 2, 2) for upper, lower in reversed(pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .tune import Tuner
 
 def detect_target() -> Target:
     """This CPU, with torch's present number of threads."""
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
     # AVX-VNNI alone does not count: fbgemm uses the AVX512 form only.
     return Target(vnni=bool(capabilities.get("avx512_vnni", False)), threads=torch.get_num_threads())
 
@@ -36,9 +37,7 @@ class X86Backend:
 
     name = "x86"
 
-    def __init__(
-        self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None
-    ) -> None:
+    def __init__(self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None) -> None:
         take_deprecation_warning()
         self.target = target or detect_target()
         self.table = build_table()

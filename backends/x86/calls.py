@@ -36,9 +36,7 @@ class Weight:
     def quantized(self) -> Tensor:
         """As torch's qint8 tensor, per tensor where there is one scale."""
         if self.scale.numel() == 1:
-            return torch._make_per_tensor_quantized_tensor(
-                self.integers, float(self.scale), int(self.zero_point)
-            )
+            return torch._make_per_tensor_quantized_tensor(self.integers, float(self.scale), int(self.zero_point))
         return torch._make_per_channel_quantized_tensor(
             self.integers, self.scale.double(), self.zero_point.long(), self.axis
         )
@@ -107,9 +105,7 @@ class Int8Call:
 
     def at_batch(self, size: int) -> Int8Call:
         """The same call with another leading extent of its inputs."""
-        return replace(
-            self, inputs=tuple(replace(o, shape=(size, *o.shape[1:])) for o in self.inputs)
-        )
+        return replace(self, inputs=tuple(replace(o, shape=(size, *o.shape[1:])) for o in self.inputs))
 
 
 @dataclass(frozen=True)

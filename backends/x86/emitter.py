@@ -52,9 +52,7 @@ class Emitter:
         """An fp32 node as quint8; channels_last where its reader is a convolution over images."""
         if channels_last:
             x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
-        return self.call(
-            torch.ops.aten.quantize_per_tensor.default, x, known.scale, known.zero_point, torch.quint8
-        )
+        return self.call(torch.ops.aten.quantize_per_tensor.default, x, known.scale, known.zero_point, torch.quint8)
 
     def dequantize(self, q: fx.Node) -> fx.Node:
         """A quint8 node as fp32."""

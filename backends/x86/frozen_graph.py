@@ -20,7 +20,7 @@ class FrozenGraph:
 
     Attributes:
         values: shape and dtype of every value on the example.
-        unit_of: the unit that gives a value.
+        unit_of: the int8 unit that gives a value.
     """
 
     def __init__(self, frozen: Frozen, table: OpTable) -> None:
@@ -29,7 +29,7 @@ class FrozenGraph:
         self.values = run_values(self.gm, frozen.example_args, frozen.example_kwargs)
         self.order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
         units = match_units(self.gm, table).units
-        self.unit_of: dict[fx.Node, Unit] = {u.output: u for u in units}
+        self.unit_of: dict[fx.Node, Unit] = {u.output: u for u in units if u.root not in frozen.fp32}
 
     def qparams(self, node: fx.Node) -> QParams | None:
         """Of a ``dequantize`` or ``quantize`` node; None for any other."""
@@ -54,9 +54,14 @@ class FrozenGraph:
         for node in root.all_input_nodes:
             if node.op == "call_function" and node.target is dequantize_channels:
                 integers, scale, zero_point, axis = node.args
-                parts = [self.buffer(p) for p in (integers, scale, zero_point)]
                 bias = root.kwargs.get("bias")
-                return Weight(*parts, axis, self.buffer(bias) if bias is not None else None)  # type: ignore[arg-type]
+                return Weight(
+                    self.buffer(integers),
+                    self.buffer(scale),
+                    self.buffer(zero_point),
+                    axis,  # type: ignore[arg-type]
+                    self.buffer(bias) if bias is not None else None,
+                )
         return None
 
     def buffer(self, node: Any) -> Tensor:
@@ -64,7 +69,7 @@ class FrozenGraph:
         value: Any = self.gm
         for part in str(node.target).split("."):
             value = getattr(value, part)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def candidates(self, rule: OpRule, call: Int8Call) -> list[Candidate]:
         """Every way to run ``call``: the row's kernels, and fp32 in between for an op without weights."""

@@ -43,7 +43,14 @@ def fused_call(graph: FrozenGraph, first: Unit, second: Unit, link: fx.Node) -> 
     call = graph.call(first, graph.qparams(quantized), (*first.inputs, *rest))
     whole = graph.call(second, call.out, ())
     return Int8Call(
-        call.op, call.node, call.inputs, call.out, whole.clamp, call.weight, None, (second.rule.name, second.root)
+        call.op,
+        call.node,
+        call.inputs,
+        call.out,
+        whole.clamp,
+        call.weight,
+        None,
+        (second.rule.name, second.root),
     )
 
 
@@ -66,6 +73,8 @@ def _fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
     if second.rule.name not in first.rule.fused:
         return None
     rest = [n for n in second.inputs if n is not value]
+    if len(rest) != second.rule.inputs - 1 or graph.values[source].shape != graph.values[second.output].shape:
+        return None  # y + y, y + 1, or a sum that spreads the convolution's output
     return first if all(_dies(graph, n, first, second) for n in rest) else None
 
 

@@ -49,10 +49,10 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
     def candidates(call: Int8Call) -> list[Candidate]:
         found = []
         for engine in engines_for(call):
+            if engine == ONEDNN and any(call.option("output_padding", 0, dims)):
+                continue  # oneDNN's packing refuses it
 
-            def build(
-                emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine
-            ) -> fx.Node:
+            def build(emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine) -> fx.Node:
                 packed = emitter.constant(pack(call, engine), name)
                 args = (inputs[0], packed, call.result.scale, call.result.zero_point)
                 return clamped(emitter, call, emitter.call(op, *args))
@@ -137,7 +137,13 @@ def conv2d_activation(attribute: str) -> Kernels:
             key = "onednn bytes"
             if key not in call.packed:
                 call.packed[key] = torch.ops.onednn.qconv_prepack(
-                    weight.integers, scale, source.scale, source.zero_point, *lists, groups, call.inputs[0].shape
+                    weight.integers,
+                    scale,
+                    source.scale,
+                    source.zero_point,
+                    *lists,
+                    groups,
+                    call.inputs[0].shape,
                 )
             result = emitter.call(
                 torch.ops.fxquant.conv2d_activation.default,
@@ -161,7 +167,12 @@ def linear(call: Int8Call) -> list[Candidate]:
     for engine in engines_for(call):
 
         def build(emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine) -> fx.Node:
-            args = (inputs[0], _packed_linear(emitter, call, engine), call.result.scale, call.result.zero_point)
+            args = (
+                inputs[0],
+                _packed_linear(emitter, call, engine),
+                call.result.scale,
+                call.result.zero_point,
+            )
             return clamped(emitter, call, emitter.call(Q.linear.default, *args))
 
         found.append(Candidate(f"quantized::linear ({engine})", build))
@@ -196,7 +207,7 @@ def linear_activation(op: Any, *params: str) -> Kernels:
         def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
             packed = _packed_linear(emitter, call, ONEDNN)
             args = (inputs[0], packed, call.result.scale, call.result.zero_point, *extra)
-            return clamped(emitter, call, emitter.call(op, *args))
+            return clamped(emitter, call, emitter.call_onednn(op, *args))
 
         return [Candidate(f"{op._schema.name} ({ONEDNN})", build)]
 
@@ -213,9 +224,7 @@ def elementwise(op: Any, *params: str, extra: Callable[[Int8Call], tuple[Any, ..
     def candidates(call: Int8Call) -> list[Candidate]:
         def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
             between = extra(call) if extra else tuple(call.kwargs[p] for p in params)
-            args = tuple(
-                emitter.constant(a.detach(), "parameter") if isinstance(a, Tensor) else a for a in between
-            )
+            args = tuple(emitter.constant(a.detach(), "parameter") if isinstance(a, Tensor) else a for a in between)
             result = emitter.call(op, inputs[0], *args, call.result.scale, call.result.zero_point)
             return clamped(emitter, call, result)
 
@@ -239,9 +248,7 @@ def binary(op: Any) -> Kernels:
             pair = list(inputs)
             small = 0 if gate == 0 else 1
             wide = emitter.graph.call_method("expand_as", (pair[small], pair[1 - small]))
-            pair[small] = emitter.graph.call_method(
-                "contiguous", (wide,), {"memory_format": torch.channels_last}
-            )
+            pair[small] = emitter.graph.call_method("contiguous", (wide,), {"memory_format": torch.channels_last})
             return plain(emitter, pair)
 
         found = [Candidate(op._schema.name, plain)]
@@ -271,9 +278,7 @@ def _number(node: fx.Node) -> Tensor:
     integer, zero_point = (1, 0) if value >= 0 else (0, 1)
     scale = abs(value) or 1.0
     integer = integer if value else 0
-    return torch._make_per_tensor_quantized_tensor(
-        torch.tensor([integer], dtype=torch.uint8), scale, zero_point
-    )
+    return torch._make_per_tensor_quantized_tensor(torch.tensor([integer], dtype=torch.uint8), scale, zero_point)
 
 
 def cat(call: Int8Call) -> list[Candidate]:
@@ -281,7 +286,7 @@ def cat(call: Int8Call) -> list[Candidate]:
     stacked = call.op == "stack"
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-        dim = int(call.kwargs.get("dim", 0))  # type: ignore[call-overload]
+        dim = int(call.kwargs.get("dim", 0))
         if stacked:
             inputs = [emitter.call(torch.ops.aten.unsqueeze.default, x, dim) for x in inputs]
         args = (list(inputs), dim, call.result.scale, call.result.zero_point)

@@ -83,9 +83,10 @@ class Lowering:
         """The unit that ``unit`` is fused into, and the value between them: one that no pair rounds."""
         for value in unit.inputs:
             first = self.graph.unit_of.get(value)
-            if first is not None and unit.rule.name in first.rule.fused and value not in self.int8:
-                if all(n in self.int8 for n in first.inputs) and self.graph.weight(first.root) is not None:
-                    return first, value
+            if first is None or unit.rule.name not in first.rule.fused or value in self.int8:
+                continue
+            if all(n in self.int8 for n in first.inputs) and self.graph.weight(first.root) is not None:
+                return first, value
         return None
 
     def _pass_through(self, node: fx.Node) -> bool:
@@ -112,8 +113,9 @@ class Lowering:
             kwargs = map_arg(node.kwargs, self.as_float)
             self.float[node] = emitter.module(self.graph.modules[str(node.target)], args, kwargs)
         else:
-            read = self.as_float if node in self.graph.values or node.op == "output" else self._as_any
-            self.float[node] = emitter.graph.node_copy(node, read)
+            rule = self.graph.table.of(node, self.graph.modules)
+            asks_size = rule is not None and rule.output is Output.META
+            self.float[node] = emitter.graph.node_copy(node, self._as_any if asks_size else self.as_float)
 
     def _weighted_to_float(self, unit: Unit, node: fx.Node) -> bool:
         """A weighted op whose output is fp32: an embedding, or a linear layer at the end of a region."""
@@ -121,7 +123,7 @@ class Lowering:
         weight_only = rule.output is Output.WEIGHT_ONLY
         if self.graph.weight(unit.root) is None or not (weight_only or rule.float_output):
             return False
-        if any(u.target is quantize for u in node.users):
+        if not weight_only and any(u.target is quantize for u in node.users):
             return False
         call = self.graph.call(unit, None)
         best = self.tuner.best(call, rule.kernels(call))

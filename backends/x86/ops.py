@@ -17,9 +17,7 @@ _library.define(
 
 def bytes_of(q: Tensor) -> Tensor:
     """The integers of a quint8 tensor as uint8, sharing its memory."""
-    return torch.empty(0, dtype=torch.uint8).set_(
-        q.untyped_storage(), q.storage_offset(), q.size(), q.stride()
-    )
+    return torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())
 
 
 def from_bytes(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -33,7 +31,7 @@ def silu(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """``x * sigmoid(x)``: QNNPACK takes the sigmoid of an integer from a table of 256 values."""
     with engine(QNNPACK):
         gate = torch.ops.aten.sigmoid.default(x)
-    return torch.ops.quantized.mul.default(x, gate, scale, zero_point)  # type: ignore[no-any-return]
+    return torch.ops.quantized.mul.default(x, gate, scale, zero_point)
 
 
 @torch.library.impl(_library, "conv2d_activation", "MkldnnCPU")  # the packed weight's key comes first

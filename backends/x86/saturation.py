@@ -33,11 +33,8 @@ def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None) -> T
         top: largest input integer per input channel; None, 255 everywhere.
     """
     w = weight.movedim(axis, 0).flatten(2) if weight.dim() > 2 else weight[:, :, None]
-    if axis == 1:
-        bound = torch.full((1, w.shape[1], 1), 255.0)
-    else:
-        bound = _bound(top, w.shape[0], w.shape[1], groups)
-    product = w * bound
+    # The inputs of a transposed convolution lie along the weight's first axis, which is not regrouped here.
+    product = w * _bound(None if axis == 1 else top, w.shape[0], w.shape[1], groups)
     # By channel: a pixel's neighbouring channels. By window: the flattened (pixel, channel) order.
     layouts = [product.transpose(1, 2).flatten(0, 1).reshape(w.shape[0], -1, w.shape[1])]
     if w.shape[1] % 2:

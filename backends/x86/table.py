@@ -31,6 +31,7 @@ SIGNED_UNIT_RANGE = QParams(2 / 256, 128)
 Q = torch.ops.quantized
 
 share = partial(OpRule, output=Output.SHARED, scale_equivariant=True)
+view = partial(share, views=True)
 floating = partial(OpRule, output=Output.FLOAT)
 meta = partial(OpRule, output=Output.META)
 observed = partial(OpRule, output=Output.OBSERVED, saturates=True)
@@ -161,7 +162,7 @@ ACTIVATIONS = [
            output=Output.FIXED, fixed=SIGNED_UNIT_RANGE, kernels=k.fixed(torch.ops.aten.tanh.default)),
     observed("elu", F.elu, (nn.ELU, F.elu_), "alpha", kernels=k.elu),
     observed("prelu", nn.PReLU, scale_equivariant=True,
-             kernels=k.elementwise(Q.prelu.default, extra=lambda c: (c.module.weight,))),  # type: ignore[union-attr]
+             kernels=k.no_kernels, reason="the int8 kernel rounds its slopes, too"),
     observed("silu", F.silu, (nn.SiLU,), kernels=k.silu),
     floating("gelu", F.gelu, (nn.GELU,), "approximate", reason=NO_KERNEL),
     floating("mish", F.mish, (nn.Mish,), reason=NO_KERNEL),
@@ -181,14 +182,14 @@ NORMS = [
     OpRule(
         "group_norm", nn.GroupNorm, prefer_float=DEQUANTIZES,
         kernels=k.elementwise(
-            Q.group_norm.default, extra=lambda c: (c.module.num_groups, c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]  # noqa: E501
+            Q.group_norm.default, extra=lambda c: (c.module.num_groups, c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]
     ),
     *(
         OpRule(
             f"instance_norm{d}d", getattr(nn, f"InstanceNorm{d}d"), prefer_float=DEQUANTIZES,
             refuse=lambda c: "it keeps running statistics" if c.param("track_running_stats") else None,
             kernels=k.elementwise(
-                Q.instance_norm.default, extra=lambda c: (c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]  # noqa: E501
+                Q.instance_norm.default, extra=lambda c: (c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]
         )
         for d in (1, 2, 3)
     ),
@@ -219,21 +220,22 @@ POOLS = [
 ]  # fmt: skip
 
 SHAPES = [
-    share("reshape", torch.reshape, ("view", "reshape"), "shape"),
-    share("flatten", torch.flatten, (nn.Flatten, "flatten"), "start_dim end_dim"),
-    share("unflatten", torch.unflatten, (nn.Unflatten, "unflatten"), "dim sizes",
+    view("reshape", torch.reshape, ("view", "reshape"), "shape"),
+    view("flatten", torch.flatten, (nn.Flatten, "flatten"), "start_dim end_dim"),
+    view("unflatten", torch.unflatten, (nn.Unflatten, "unflatten"), "dim sizes",
           from_module=lambda m: {"dim": m.dim, "sizes": m.unflattened_size}),
-    share("permute", torch.permute, ("permute",), "dims"),
-    share("transpose", torch.transpose, ("transpose", torch.swapaxes, "swapaxes"), "dim0 dim1"),
-    share("squeeze", torch.squeeze, ("squeeze",), "dim"),
-    share("unsqueeze", torch.unsqueeze, ("unsqueeze",), "dim"),
-    share("expand", "expand", (), "size", refuse=lambda c: NO_KERNEL),
+    view("permute", torch.permute, ("permute",), "dims"),
+    view("transpose", torch.transpose, ("transpose", torch.swapaxes, "swapaxes"), "dim0 dim1"),
+    view("squeeze", torch.squeeze, ("squeeze",), "dim"),
+    view("unsqueeze", torch.unsqueeze, ("unsqueeze",), "dim"),
+    view("expand", "expand", (), "size", refuse=lambda c: NO_KERNEL),
     share("repeat", "repeat", (), "repeats", refuse=lambda c: NO_KERNEL),
-    share("select", torch.select, ("select",), "dim index"),
-    share("narrow", torch.narrow, ("narrow",), "dim start length"),
-    share("chunk", torch.chunk, ("chunk",), "chunks dim", multiple=True),
-    share("split", torch.split, ("split",), "split_size_or_sections dim", multiple=True),
-    share("getitem", "getitem", (operator.getitem,)),
+    view("select", torch.select, ("select",), "dim index"),
+    view("narrow", torch.narrow, ("narrow",), "dim start length"),
+    view("chunk", torch.chunk, ("chunk",), "chunks dim", multiple=True),
+    view("split", torch.split, ("split",), "split_size_or_sections dim", multiple=True),
+    view("getitem", "getitem", (operator.getitem,)),
+    share("clone", torch.clone, ("clone",), keeps_channels=True),
     share("pixel_shuffle", F.pixel_shuffle, (nn.PixelShuffle,), "upscale_factor"),
     share("pixel_unshuffle", F.pixel_unshuffle, (nn.PixelUnshuffle,), "downscale_factor"),
     share("channel_shuffle", torch.channel_shuffle, (nn.ChannelShuffle,), "groups"),
@@ -261,7 +263,6 @@ NOOPS = [
     floating("dropout", F.dropout, (nn.Dropout, nn.AlphaDropout, *_DROPOUTS, F.dropout1d, F.dropout2d, F.dropout3d),
              "p training", noop=_at_inference, reason="drops values at random, also at inference"),
     floating("contiguous", "contiguous", noop=_always, reason="does nothing"),
-    floating("clone", torch.clone, ("clone",), noop=_always, reason="does nothing"),
     floating("detach", torch.detach, ("detach",), noop=_always, reason="does nothing"),
     floating("quant_stub", quant_stub, reason="border of the quantized region"),
     floating("dequant_stub", dequant_stub, reason="border of the quantized region"),

@@ -78,7 +78,9 @@ def _read(path: Path | None) -> dict[str, dict[str, float]]:
         data = json.loads(path.read_text()) if path else {}
     except (OSError, ValueError):
         return {}
-    return data if isinstance(data, dict) else {}
+    if not isinstance(data, dict):
+        return {}
+    return {k: v for k, v in data.items() if isinstance(v, dict) and all(isinstance(t, float) for t in v.values())}
 
 
 @lru_cache

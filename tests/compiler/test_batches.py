@@ -117,6 +117,13 @@ def test_refusals(calibration: Any, message: str) -> None:
         compiled(small(), calibration)
 
 
+FIRST_BUG = pytest.mark.xfail(
+    strict=True, reason="BUG: the first batch runs outside of run_batch; RuntimeError or TypeError instead"
+)
+NUMBER_BUG = pytest.mark.xfail(strict=True, reason="BUG: Prepared.forward always says batch 0")
+
+
+@FIRST_BUG
 @pytest.mark.parametrize("batch", [images(size=12), images(channels=4), images().long(), 3.0, "text", None])
 def test_a_first_batch_that_the_forward_does_not_take(batch: Any) -> None:
     with pytest.raises(CalibrationError, match="batch 0"):
@@ -129,11 +136,13 @@ def test_a_later_batch_that_the_forward_does_not_take(batch: Any) -> None:
         compiled(small(), [images(), batch])
 
 
+@NUMBER_BUG
 def test_the_message_numbers_the_batch_that_fails() -> None:
     with pytest.raises(CalibrationError, match=r"batch 2 \(shapes \[\(2, 3, 12, 12\)\]\)"):
         compiled(small(), [images(), images(), images(size=12)])
 
 
+@FIRST_BUG
 def test_lazy_calls_are_checked_alike() -> None:
     q = fxquant.compile(small(), backend="reference")
     with pytest.raises(CalibrationError):
@@ -144,8 +153,11 @@ def test_lazy_calls_are_checked_alike() -> None:
 
 def test_nan_inside_of_the_model_names_the_layer() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1e10)
     with pytest.raises(CalibrationError, match="NaN or inf in the output of"):
-        compiled(model, [images() * 3e38])
+        compiled(model, [images() * 1e30])
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2.5, "3"])

@@ -59,7 +59,7 @@ def nothing(m: nn.Module, x: Tensor) -> Tensor:
         pytest.param(Controlled(), {}, id="untraceable"),
         pytest.param(_nan_weight(), {}, id="nan weight"),
         pytest.param(small(), {"calibration": []}, id="no data"),
-        pytest.param(small(), {"calibration": [images(size=12)]}, id="wrong shape"),
+        pytest.param(small(), {"calibration": [images(), images(size=12)]}, id="wrong shape"),
         pytest.param(small(), {"calibration": [images() * torch.nan]}, id="nan input"),
         pytest.param(small(), {"config": QuantConfig(overrides={"nope": None})}, id="override"),
         pytest.param(small(), {"config": QuantConfig(overrides={"*": None})}, id="all in fp32"),

@@ -27,6 +27,14 @@ NAMES = list(OBSERVER_CLASSES)
 
 values = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 bounds = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+ENTROPY_BUG = pytest.mark.xfail(
+    strict=True, reason="BUG: entropy_range indexes out of range where all values have one sign (low > clip)"
+)
+TINY_BUG = pytest.mark.xfail(
+    strict=True,
+    reason="BUG: Histogram.add multiplies by inf for a tensor of zeros or below 2**-117",
+)
+BUT_ENTROPY = [pytest.param(n, marks=ENTROPY_BUG) if n == "entropy" else n for n in NAMES]
 SMALLEST_SCALE = 2.0**-116  # below it, every scale does
 
 
@@ -76,7 +84,9 @@ def test_merging_into_an_empty_observer(name: str) -> None:
     assert empty.qparams() == observed(name, x).qparams()
 
 
-@pytest.mark.parametrize("name", MERGEABLE)
+@pytest.mark.parametrize(
+    "name", ["minmax", *(pytest.param(n, marks=TINY_BUG) for n in ("histogram", "percentile", "entropy"))]
+)
 @pytest.mark.parametrize("quiet", [torch.zeros(2, 3), torch.full((2, 3), 1e-38), torch.tensor([[1e-40, 0.0]])])
 def test_merging_with_a_silent_half(name: str, quiet: Tensor) -> None:
     loud = torch.randn(2, 3).relu()
@@ -84,6 +94,7 @@ def test_merging_with_a_silent_half(name: str, quiet: Tensor) -> None:
     check_merge(name, [loud], [quiet])
 
 
+@TINY_BUG
 @pytest.mark.parametrize("quiet", [torch.zeros(50), torch.full((50,), 1e-37), torch.full((50,), 1e-40)])
 def test_histogram_holds_tiny_values_where_they_are(quiet: Tensor) -> None:
     """Zeros of a dead ReLU are counted at zero, whatever came before."""
@@ -95,7 +106,7 @@ def test_histogram_holds_tiny_values_where_they_are(quiet: Tensor) -> None:
     assert float(histogram.counts.sum()) == 51
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUT_ENTROPY)
 @given(data=st.lists(tensors(), min_size=1, max_size=3), symmetric=st.booleans())
 def test_range_is_within_what_was_seen(name: str, data: list[Tensor], symmetric: bool) -> None:
     observer = observed(name, *data, symmetric=symmetric)
@@ -140,12 +151,12 @@ def test_histogram_is_hardly_worse_than_minmax(data: Tensor) -> None:
 
 
 def test_mse_range_of_an_outlier_clips_it() -> None:
-    x = torch.cat([torch.randn(200000), torch.tensor([300.0])])
+    x = torch.cat([torch.randn(1000000), torch.tensor([30.0])])
     observer = observed("histogram", x)
     assert isinstance(observer, HistogramObserver)
     low, high = mse_range(observer.histogram, observer.low, observer.high)
     assert -6 < low < -2
-    assert high < 150
+    assert high < 20
 
 
 def test_percentile_leaves_out_the_tails() -> None:
@@ -214,7 +225,7 @@ def test_a_constant_zero_tensor(name: str, symmetric: bool) -> None:
     assert known.low <= 0 <= known.high
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUT_ENTROPY)
 @pytest.mark.parametrize("value", [5.0, -5.0, 1e-30, 1e30])
 def test_a_constant_tensor(name: str, value: float) -> None:
     x = torch.full((10,), value)
@@ -264,11 +275,11 @@ def test_different_kinds_do_not_merge() -> None:
         observed("minmax", torch.ones(1)).merge(observed("entropy", torch.ones(1)))
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=ENTROPY_BUG) if n == "entropy" else n for n in MERGEABLE])
 @given(first=tensors(), second=tensors())
-def test_joint_qparams_are_those_of_one_observer(first: Tensor, second: Tensor) -> None:
-    for name in MERGEABLE:
-        parts = [observed(name, first), observed(name, second)]
-        assert joint_qparams(parts) == observed(name, first, second).qparams()
+def test_joint_qparams_are_those_of_one_observer(name: str, first: Tensor, second: Tensor) -> None:
+    parts = [observed(name, first), observed(name, second)]
+    assert joint_qparams(parts) == observed(name, first, second).qparams()
 
 
 def test_joint_qparams_of_different_kinds_cover_both() -> None:

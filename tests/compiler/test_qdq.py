@@ -41,7 +41,13 @@ def test_values_outside_saturate() -> None:
 
 
 def test_ties_go_to_even() -> None:
-    assert quantize(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5]), 1.0, 10, 0, 255).tolist() == [10, 12, 12, 10, 8]
+    assert quantize(torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5]), 1.0, 10, 0, 255).tolist() == [
+        10,
+        12,
+        12,
+        10,
+        8,
+    ]
 
 
 @given(seed=st.integers(0, 100), axis=st.sampled_from([0, 1]))

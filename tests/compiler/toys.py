@@ -128,6 +128,7 @@ def row(q: fxquant.QuantizedModule, op: str) -> Row:
 
 def sqnr(exact: Tensor, other: Tensor) -> float:
     """Signal to noise ratio in dB."""
+    exact, other = exact.detach(), other.detach()
     noise = (exact - other).square().mean().clamp_min(1e-20)
     return float(10 * torch.log10(exact.square().mean() / noise))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ...op_cases import CASES
+from ...op_cases import CASES, OpCase
 from .support import compiled, seeded
 from .test_engine import Residual, data
 
 
-@pytest.mark.xfail(strict=False, reason="the torchscript executor is under repair")
 def test_residual() -> None:
     model, calibration = seeded(Residual), [data(s) for s in (1, 2, 3)]
     eager, script = (compiled(model, calibration, executor=e) for e in ("eager", "torchscript"))
@@ -22,9 +21,8 @@ NAMES = ("conv2d_plain", "linear_linear", "mul_gate", "cat_of_convs", "shuffle_b
          "conv_hardswish_conv", "squeeze_excite", "interpolate_bilinear", "gelu", "mean_keepdim")  # fmt: skip
 
 
-@pytest.mark.xfail(strict=False, reason="the torchscript executor is under repair")
 @pytest.mark.parametrize("case", [c for c in CASES if c.name in NAMES], ids=lambda case: case.name)
-def test_cases(case) -> None:  # type: ignore[no-untyped-def]
+def test_cases(case: OpCase) -> None:
     model, calibration = seeded(case.build), seeded(lambda: [case.inputs(1), case.inputs(3)])
     eager, script = (compiled(model, calibration, config=case.config, executor=e) for e in ("eager", "torchscript"))
     for args in calibration:

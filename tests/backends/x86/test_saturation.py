@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxquant.backends.base import Call, Target
+from fxquant.backends.x86 import kernels
 from fxquant.backends.x86.backend import X86Backend
 from fxquant.backends.x86.engine import available
 from fxquant.backends.x86.engine import engine as set_engine
@@ -27,7 +28,9 @@ VNNI = Target(vnni=True, threads=1)
 NARROW = QuantConfig()
 
 
-def weight_of(layer: nn.Module, top: Tensor | None, target: Target = AVX2, config: QuantConfig = NARROW) -> QuantizedWeight:
+def weight_of(
+    layer: nn.Module, top: Tensor | None, target: Target = AVX2, config: QuantConfig = NARROW
+) -> QuantizedWeight:
     """The layer's integers, as the freeze pass makes them for `target`."""
     backend = X86Backend(target)
     rule = backend.table.find(type(layer))
@@ -78,7 +81,12 @@ def kernel(layer: nn.Module, quantized: QuantizedWeight, x: Tensor, engine: str,
         else:
             assert isinstance(layer, nn.Conv2d)
             packed = Q.conv2d_prepack(
-                w, None, list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups  # type: ignore[arg-type]
+                w,
+                None,
+                list(layer.stride),
+                list(layer.padding),
+                list(layer.dilation),
+                layer.groups,  # type: ignore[arg-type]
             )
     with set_engine(engine):
         run: Any = Q.linear.default if isinstance(layer, nn.Linear) else Q.conv2d.new
@@ -184,8 +192,10 @@ def test_no_floor_with_vnni(kind: str) -> None:
     assert (weight_of(layer, None).integers.flatten(1).int().abs().amax(1) < 127).any()
 
 
-def test_padding_counts_as_input() -> None:
+@pytest.mark.parametrize("engine", available())
+def test_padding_counts_as_input(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros around an image are its zero point: 255 where all values are negative."""
+    monkeypatch.setattr(kernels, "available", lambda: (engine,))
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)))
     with torch.no_grad():
         model[0].weight.abs_()
