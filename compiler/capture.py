@@ -43,7 +43,7 @@ def check_model(model: object) -> None:
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         raise ModelError(f"'{name}' is not initialized yet; call the model once, so that it gets its shape.")
     if tensor.device.type != "cpu":
         raise ModelError(f"'{name}' is on device '{tensor.device}'; move the model to the CPU first: model.cpu().")

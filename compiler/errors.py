@@ -43,7 +43,9 @@ class VerificationError(FxquantError, RuntimeError):
 
 def user_line(stack_trace: str | None) -> str | None:
     """The innermost frame of ``stack_trace`` outside of torch and of our tracer, as ``file:line (code)``."""
-    frames = [f for f in _FRAME.finditer(stack_trace or "") if not f["file"].endswith(OWN) and "/torch/" not in f["file"]]
+    frames = [
+        f for f in _FRAME.finditer(stack_trace or "") if not f["file"].endswith(OWN) and "/torch/" not in f["file"]
+    ]
     if not frames:
         return None
     last = frames[-1]

@@ -130,10 +130,9 @@ def _bind(node: fx.Node, module: nn.Module | None, rule: OpRule) -> tuple[tuple[
         if len(tensors) < count and name in given:
             tensors.append(given.pop(name))
     rest = list(node.args[count:])
-    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats"):
-        # x.view(2, 3), x.view((2, 3)) and x.view(y.shape) mean the same.
-        if not _is_whole_shape(rest[0]):
-            rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
+    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats") and not _is_whole_shape(rest[0]):
+        # x.view(2, 3) and x.view((2, 3)) mean the same; x.view(y.shape) is left as it is.
+        rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
     params = dict(zip(names, rest, strict=False))
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}

@@ -106,7 +106,11 @@ def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lower
         remarks.append("weight only: it looks rows up")
     elif out is None and not unit.rule.multiple and unit.rule.output is not Output.SHARED:
         remarks.append("output in fp32: " + ("fused into its reader" if _is_fused(unit, lowered) else "no int8 reader"))
-    return _row(unit.root, op, "int8", lowered.kernels.get(unit.root, ""), known, "; ".join(remarks))
+    kernel = lowered.kernels.get(unit.root, "")
+    if kernel.startswith("fp32"):
+        remarks.insert(0, unit.rule.reason or "measured: int8 would gain little here and cost accuracy")
+    precision = "fp32" if kernel.startswith("fp32") else "int8"
+    return _row(unit.root, op, precision, kernel, known, "; ".join(remarks))
 
 
 def _is_fused(unit: Unit, lowered: Lowered) -> bool:

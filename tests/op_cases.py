@@ -308,7 +308,8 @@ case("sub", "sub", lambda: _two(lambda m, x, y: m["a"](x) - m["b"](y), a=conv(),
      int8=False)  # fmt: skip
 case("div", "div", lambda: _one(lambda m, x: m["a"](x) / 2.5, a=conv()), int8=False)
 case("matmul", "matmul", lambda: _two(lambda _, x, y: x @ y.transpose(1, 2)),
-     pair((6, 16), (5, 16)), config=QuantConfig(overrides={"matmul": QuantConfig(), "transpose": None}), single=True)  # fmt: skip
+     pair((6, 16), (5, 16)), single=True,
+     config=QuantConfig(overrides={"matmul": QuantConfig(), "transpose": None}))  # fmt: skip
 case("matmul_by_default", "matmul", lambda: _two(lambda m, x, y: m["a"](x) @ y, a=nn.Linear(16, 16)),
      pair((6, 16), (16, 5)), int8=False)  # fmt: skip
 case(
@@ -419,7 +420,7 @@ for _name, _rule, _build in (
     ("adaptive_avg_pool2d", "adaptive_avg_pool2d", lambda: nn.AdaptiveAvgPool2d(1)),
     ("adaptive_avg_pool2d_uneven", "adaptive_avg_pool2d", lambda: nn.AdaptiveAvgPool2d((3, 5))),
 ):
-    case(_name, _rule, lambda b=_build: nn.Sequential(conv(), b()))
+    case(_name, _rule, lambda b=_build: nn.Sequential(conv(), b()))  # type: ignore[misc]
 case("max_pool2d_indices", "max_pool2d", lambda: _one(
     lambda m, x: m["a"](F.max_pool2d(m["a"](x), 2, return_indices=True)[0]), a=conv()), int8=False)  # fmt: skip
 case("mean", "mean", lambda: _one(lambda m, x: m["b"](m["a"](x).mean((2, 3))), a=conv(), b=nn.Linear(8, 4)))
@@ -491,7 +492,8 @@ case(
     lambda: _one(lambda m, x: m["b"](shuffle(m["a"](x))), a=conv(), b=conv()),
 )
 case("chunk_between_convs", "chunk", lambda: _one(
-    lambda m, x: (lambda p: torch.cat((p[0], m["b"](p[1])), 1))(m["a"](x).chunk(2, 1)), a=conv(), b=conv(4, 4)))  # fmt: skip
+    lambda m, x: (lambda p: torch.cat((p[0], m["b"](p[1])), 1))(m["a"](x).chunk(2, 1)),
+    a=conv(), b=conv(4, 4)))  # fmt: skip
 case("clone", "clone", lambda: _one(lambda m, x: m["b"](m["a"](x).clone()), a=conv(), b=conv()))
 case("zero_pad_module", "pad", lambda: nn.Sequential(conv(), nn.ZeroPad2d((0, 1, 0, 1)), conv(padding=0)))
 case("reflection_pad_module", "pad", lambda: nn.Sequential(conv(), nn.ReflectionPad2d(1), conv(padding=0)))
@@ -508,7 +510,7 @@ for _name, _rule, _do in (
     ("dim", "dim", lambda x: x.flatten(1) if x.dim() is None else x),
     ("getattr", "getattr", lambda x: x.reshape(x.shape)),
 ):
-    case(_name, _rule, lambda f=_do: _one(lambda m, x, f=f: m["b"](f(m["a"](x))), a=conv(), b=conv()),
+    case(_name, _rule, lambda f=_do: _one(lambda m, x, f=f: m["b"](f(m["a"](x))), a=conv(), b=conv()),  # type: ignore[misc]
          normal(*IMAGE), gone=True)  # fmt: skip
 case("identity", "identity", lambda: nn.Sequential(conv(), nn.Identity(), conv()), gone=True)
 case("dropout_module", "dropout", lambda: nn.Sequential(conv(), nn.Dropout(), conv()), gone=True)
@@ -520,7 +522,7 @@ case("dropout_at_inference", "dropout",
 def _stub(name: str) -> nn.Module:
     """What torch.ao's class of that name looks like to us, without importing it."""
     cls = type(name, (nn.Identity,), {"__module__": "torch.ao.quantization.stubs"})
-    return cls()  # type: ignore[no-any-return]
+    return cls()
 
 
 for _stub_name, _rule in (("QuantStub", "quant_stub"), ("DeQuantStub", "dequant_stub")):

@@ -27,6 +27,6 @@ class ReferenceBackend:
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""
         gm: fx.GraphModule = frozen.module
-        kernels = {n: "fp32 on dequantized values" for n in gm.graph.nodes if n.op in ("call_function", "call_module")}
+        kernels = {n: "reference" for n in gm.graph.nodes if n.op in ("call_function", "call_module")}
         size = sum(b.numel() * b.element_size() for b in (*gm.buffers(), *gm.parameters()))
         return Lowered(gm, frozen, kernels, size)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ...compiler.qdq import dequantize_channels
 from ...compiler.types import QParams
 from .emitter import Emitter
+from .engine import FBGEMM, available
 from .engine import engine as set_engine
 
 
@@ -42,8 +43,9 @@ class Weight:
         )
 
     def dequantized(self) -> Tensor:
-        """The fp32 values that the integers stand for."""
-        return dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
+        """The fp32 values that the integers stand for, images in channels_last."""
+        values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
+        return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,19 @@ class Candidate:
     build: Callable[[Emitter, Sequence[fx.Node]], fx.Node]
 
 
+def engines_for(call: Int8Call) -> tuple[str, ...]:
+    """Engines whose kernels take this weight: oneDNN knows no zero points of weights."""
+    assert call.weight is not None
+    symmetric = not bool(call.weight.zero_point.any())
+    return tuple(e for e in available() if e == FBGEMM or symmetric)
+
+
 def clamped(emitter: Emitter, call: Int8Call, node: fx.Node) -> fx.Node:
     """``node`` with the call's clamp applied, unless saturation does it already."""
     if call.clamp is None or call.result.clamps_to(*call.clamp):
         return node
     low, high = (None if abs(b) == float("inf") else b for b in call.clamp)
     return emitter.call(torch.ops.aten.clamp.default, node, low, high)
+
+
+Kernels = Callable[[Int8Call], list[Candidate]]

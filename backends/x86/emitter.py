@@ -50,9 +50,12 @@ class Emitter:
 
     def quantize(self, x: fx.Node, known: QParams, channels_last: bool = False) -> fx.Node:
         """An fp32 node as quint8; channels_last where its reader is a convolution over images."""
-        if channels_last:
-            x = self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
+        x = self.image(x) if channels_last else x
         return self.call(torch.ops.aten.quantize_per_tensor.default, x, known.scale, known.zero_point, torch.quint8)
+
+    def image(self, x: fx.Node) -> fx.Node:
+        """A node of four axes in channels_last, as the kernels of convolutions want it."""
+        return self.graph.call_method("contiguous", (x,), {"memory_format": torch.channels_last})
 
     def dequantize(self, q: fx.Node) -> fx.Node:
         """A quint8 node as fp32."""

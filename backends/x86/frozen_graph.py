@@ -12,7 +12,7 @@ from ...compiler.values import run_values
 from ..base import Frozen, OpRule, OpTable, Output
 from ..units import Unit, clamp_bounds, match_units
 from .calls import Candidate, Int8Call, Operand, Weight
-from .kernels import in_fp32
+from .kernels.fp32 import in_fp32
 
 
 class FrozenGraph:

@@ -12,6 +12,7 @@ from .calls import Candidate, Int8Call
 from .emitter import Emitter
 from .frozen_graph import FrozenGraph
 from .fuse import fused_call
+from .kernels.fp32 import in_fp32
 from .tune import Tuner
 
 
@@ -56,6 +57,8 @@ class Lowering:
             self.kernels[unit.root] = f"fused into '{first.root.name}'"
             candidates = first.rule.fused[rule.name](call)
             nodes = (*first.inputs, *(n for n in unit.inputs if n is not link))
+        elif self._enters_in_fp32(unit):
+            candidates = [in_fp32(call)]
         else:
             candidates = self.graph.candidates(rule, call)
         best = self.tuner.best(call, candidates)
@@ -63,7 +66,7 @@ class Lowering:
         return self._build(best, nodes)
 
     def _build(self, candidate: Candidate, nodes: tuple[fx.Node, ...]) -> fx.Node:
-        return candidate.build(self.emitter, [self.int8[n] for n in nodes])
+        return candidate.build(self.emitter, [self.int8.get(n) or self.float[n] for n in nodes])
 
     def _int8_call(self, unit: Unit, node: fx.Node) -> Int8Call | None:
         """The call, if every tensor it reads is int8 and its row has kernels."""
@@ -75,9 +78,13 @@ class Lowering:
         fused = self._fused_first(unit)
         if fused:
             return fused_call(self.graph, fused[0], unit, fused[1])
-        if not all(n in self.int8 for n in unit.inputs):
-            return None
-        return self.graph.call(unit, self.graph.qparams(node))
+        if all(n in self.int8 for n in unit.inputs) or self._enters_in_fp32(unit):
+            return self.graph.call(unit, self.graph.qparams(node))
+        return None
+
+    def _enters_in_fp32(self, unit: Unit) -> bool:
+        """Whether ``unit`` is a convolution that :mod:`.fuse` let read the model's own input."""
+        return self.graph.weight(unit.root) is not None and all(n.op == "placeholder" for n in unit.inputs)
 
     def _fused_first(self, unit: Unit) -> tuple[Unit, fx.Node] | None:
         """The unit that ``unit`` is fused into, and the value between them: one that no pair rounds."""

@@ -37,6 +37,7 @@ meta = partial(OpRule, output=Output.META)
 observed = partial(OpRule, output=Output.OBSERVED, saturates=True)
 
 NO_KERNEL = "torch has no int8 kernel for it on x86"
+AVERAGES = "averages span a smaller range than the int8 kernel keeps; quantized again behind it"
 DEQUANTIZES = "the int8 kernel computes in fp32 inside; fp32 at once is faster and more exact"
 
 
@@ -212,10 +213,11 @@ POOLS = [
     # than the int8 kernels can, whose output has those of the input.
     *(
         OpRule(f"adaptive_avg_pool{d}d", getattr(F, f"adaptive_avg_pool{d}d"),
-               (getattr(nn, f"AdaptiveAvgPool{d}d"),), "output_size", scale_equivariant=True, kernels=k.no_kernels)
+               (getattr(nn, f"AdaptiveAvgPool{d}d"),), "output_size", scale_equivariant=True, kernels=k.no_kernels,
+               reason=AVERAGES)
         for d in (1, 2, 3)
     ),
-    OpRule("mean", torch.mean, ("mean",), "dim keepdim", scale_equivariant=True, kernels=k.no_kernels,
+    OpRule("mean", torch.mean, ("mean",), "dim keepdim", scale_equivariant=True, kernels=k.no_kernels, reason=AVERAGES,
            refuse=lambda c: None if "dim" in c.node.kwargs else "it averages over the batch, too"),
 ]  # fmt: skip
 

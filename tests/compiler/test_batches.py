@@ -117,13 +117,6 @@ def test_refusals(calibration: Any, message: str) -> None:
         compiled(small(), calibration)
 
 
-FIRST_BUG = pytest.mark.xfail(
-    strict=True, reason="BUG: the first batch runs outside of run_batch; RuntimeError or TypeError instead"
-)
-NUMBER_BUG = pytest.mark.xfail(strict=True, reason="BUG: Prepared.forward always says batch 0")
-
-
-@FIRST_BUG
 @pytest.mark.parametrize("batch", [images(size=12), images(channels=4), images().long(), 3.0, "text", None])
 def test_a_first_batch_that_the_forward_does_not_take(batch: Any) -> None:
     with pytest.raises(CalibrationError, match="batch 0"):
@@ -136,13 +129,11 @@ def test_a_later_batch_that_the_forward_does_not_take(batch: Any) -> None:
         compiled(small(), [images(), batch])
 
 
-@NUMBER_BUG
 def test_the_message_numbers_the_batch_that_fails() -> None:
     with pytest.raises(CalibrationError, match=r"batch 2 \(shapes \[\(2, 3, 12, 12\)\]\)"):
         compiled(small(), [images(), images(), images(size=12)])
 
 
-@FIRST_BUG
 def test_lazy_calls_are_checked_alike() -> None:
     q = fxquant.compile(small(), backend="reference")
     with pytest.raises(CalibrationError):

@@ -335,7 +335,6 @@ def rows_of_convs(q: fxquant.QuantizedModule) -> list[fxquant.Row]:
     return [r for r in q.report.rows if r.op.startswith("conv")]
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: IndexError in fold_batchnorm for a module called by keyword")
 def test_layers_called_by_keyword() -> None:
     model = Lambda(
         lambda m, x: m.head(input=m.same(input=m.bn(input=m.conv(input=x))).mean((2, 3))),
@@ -352,7 +351,6 @@ def test_parameter_names_are_those_of_the_model() -> None:
     assert list(capture(model).state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: user_line takes compiler/capture.py for the user's code")
 def test_report_names_the_users_line() -> None:
     q = compiled(small())
     line = row(q, "linear").line

@@ -84,21 +84,7 @@ def test_override_that_matches_nothing(key: Any, hint: str) -> None:
         compiled(small(), config=QuantConfig(overrides={key: None}))
 
 
-CLASS_BUG = pytest.mark.xfail(
-    strict=True, reason="BUG: a class of a module without parameters matches nothing once it is normalised"
-)
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "act",
-        "sigmoid",
-        "pool",
-        pytest.param(nn.Sigmoid, marks=CLASS_BUG),
-        pytest.param(nn.MaxPool2d, marks=CLASS_BUG),
-    ],
-)
+@pytest.mark.parametrize("key", ["act", "sigmoid", "pool", nn.Sigmoid, nn.MaxPool2d])
 def test_override_of_an_op_without_parameters(key: Any) -> None:
     model = Lambda(
         lambda m, x: m.last(m.pool(m.act(m.first(x)))),

@@ -99,7 +99,6 @@ def test_a_model_that_cannot_be_copied() -> None:
         compiled(model)
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: ValueError of torch for an uninitialized lazy parameter")
 def test_a_lazy_module_without_shapes() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

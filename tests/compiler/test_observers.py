@@ -27,14 +27,6 @@ NAMES = list(OBSERVER_CLASSES)
 
 values = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 bounds = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
-ENTROPY_BUG = pytest.mark.xfail(
-    strict=True, reason="BUG: entropy_range indexes out of range where all values have one sign (low > clip)"
-)
-TINY_BUG = pytest.mark.xfail(
-    strict=True,
-    reason="BUG: Histogram.add multiplies by inf for a tensor of zeros or below 2**-117",
-)
-BUT_ENTROPY = [pytest.param(n, marks=ENTROPY_BUG) if n == "entropy" else n for n in NAMES]
 SMALLEST_SCALE = 2.0**-116  # below it, every scale does
 
 
@@ -84,9 +76,7 @@ def test_merging_into_an_empty_observer(name: str) -> None:
     assert empty.qparams() == observed(name, x).qparams()
 
 
-@pytest.mark.parametrize(
-    "name", ["minmax", *(pytest.param(n, marks=TINY_BUG) for n in ("histogram", "percentile", "entropy"))]
-)
+@pytest.mark.parametrize("name", MERGEABLE)
 @pytest.mark.parametrize("quiet", [torch.zeros(2, 3), torch.full((2, 3), 1e-38), torch.tensor([[1e-40, 0.0]])])
 def test_merging_with_a_silent_half(name: str, quiet: Tensor) -> None:
     loud = torch.randn(2, 3).relu()
@@ -94,7 +84,6 @@ def test_merging_with_a_silent_half(name: str, quiet: Tensor) -> None:
     check_merge(name, [loud], [quiet])
 
 
-@TINY_BUG
 @pytest.mark.parametrize("quiet", [torch.zeros(50), torch.full((50,), 1e-37), torch.full((50,), 1e-40)])
 def test_histogram_holds_tiny_values_where_they_are(quiet: Tensor) -> None:
     """Zeros of a dead ReLU are counted at zero, whatever came before."""
@@ -106,7 +95,7 @@ def test_histogram_holds_tiny_values_where_they_are(quiet: Tensor) -> None:
     assert float(histogram.counts.sum()) == 51
 
 
-@pytest.mark.parametrize("name", BUT_ENTROPY)
+@pytest.mark.parametrize("name", NAMES)
 @given(data=st.lists(tensors(), min_size=1, max_size=3), symmetric=st.booleans())
 def test_range_is_within_what_was_seen(name: str, data: list[Tensor], symmetric: bool) -> None:
     observer = observed(name, *data, symmetric=symmetric)
@@ -225,7 +214,7 @@ def test_a_constant_zero_tensor(name: str, symmetric: bool) -> None:
     assert known.low <= 0 <= known.high
 
 
-@pytest.mark.parametrize("name", BUT_ENTROPY)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [5.0, -5.0, 1e-30, 1e30])
 def test_a_constant_tensor(name: str, value: float) -> None:
     x = torch.full((10,), value)
@@ -275,7 +264,7 @@ def test_different_kinds_do_not_merge() -> None:
         observed("minmax", torch.ones(1)).merge(observed("entropy", torch.ones(1)))
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=ENTROPY_BUG) if n == "entropy" else n for n in MERGEABLE])
+@pytest.mark.parametrize("name", MERGEABLE)
 @given(first=tensors(), second=tensors())
 def test_joint_qparams_are_those_of_one_observer(name: str, first: Tensor, second: Tensor) -> None:
     parts = [observed(name, first), observed(name, second)]

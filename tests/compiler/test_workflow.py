@@ -73,7 +73,6 @@ def test_freeze_before_data() -> None:
         fxquant.convert(fxquant.prepare(small(), backend="reference"))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: a failed first call counts as data: AssertionError in convert")
 def test_freeze_after_nothing_but_a_failed_call() -> None:
     q = fxquant.compile(small(), backend="reference")
     with pytest.raises(Exception):  # noqa: B017
@@ -97,10 +96,6 @@ def test_freeze_twice() -> None:
         q.freeze()
 
 
-USED_UP_BUG = pytest.mark.xfail(strict=True, reason="BUG: a converted Prepared still runs, and converts into a crash")
-
-
-@USED_UP_BUG
 def test_convert_uses_its_argument_up() -> None:
     prepared = fxquant.prepare(small(), backend="reference")
     prepared(images())
@@ -109,7 +104,6 @@ def test_convert_uses_its_argument_up() -> None:
         fxquant.convert(prepared)
 
 
-@USED_UP_BUG
 def test_calling_what_was_used_up_gives_no_surprise() -> None:
     model = small()
     prepared = fxquant.prepare(model, backend="reference")

@@ -166,8 +166,8 @@ def test_noops_go_and_the_values_stay() -> None:
 
     model = Lambda(forward, same=nn.Identity(), drop=nn.Dropout(0.3)).eval()
     gm = normalized(model)
-    assert EliminateNoops()(gm, TABLE).rewrites == 8
-    assert names(gm) == ["mul"]
+    assert EliminateNoops()(gm, TABLE).rewrites == 6
+    assert names(gm) == ["clone", "clone", "mul"]
     x = torch.randn(2, 3)
     assert torch.equal(gm(x), model(x))
     assert EliminateNoops()(gm, TABLE).rewrites == 0
@@ -201,7 +201,6 @@ def test_a_clone_protects_what_is_changed_in_place() -> None:
     assert torch.equal(gm(x.clone()), model(x.clone()))
 
 
-@pytest.mark.xfail(strict=True, reason="BUG: eliminate_noops drops a clone that an unknown in-place op writes to")
 def test_a_clone_protects_the_input_from_an_unknown_in_place_op() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         return m.conv(x.clone().exp_()) + m.conv(x)

@@ -48,7 +48,7 @@ def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data(seed: int = 1, batch: int = 2) -> tuple[Tensor, ...]:
-    return seeded(lambda: (torch.randn(batch, 8, 12, 12),), seed)  # type: ignore[no-any-return]
+    return seeded(lambda: (torch.randn(batch, 8, 12, 12),), seed)
 
 
 def fused_module() -> QuantizedModule:

@@ -19,7 +19,6 @@ ISLANDS = {
 }
 
 
-@pytest.mark.xfail(strict=False, reason="BUG: lowering takes an fp32 op between int8 ones for an int8 op")
 @pytest.mark.parametrize("island", ISLANDS)
 def test_override_to_fp32(island: str) -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3), ISLANDS[island](), nn.Conv2d(8, 8, 3)))

@@ -86,11 +86,11 @@ def kernel(layer: nn.Module, quantized: QuantizedWeight, x: Tensor, engine: str,
                 list(layer.stride),
                 list(layer.padding),
                 list(layer.dilation),
-                layer.groups,  # type: ignore[arg-type]
+                layer.groups,
             )
     with set_engine(engine):
         run: Any = Q.linear.default if isinstance(layer, nn.Linear) else Q.conv2d.new
-        return run(qx, packed, scale, zero).int_repr()  # type: ignore[no-any-return]
+        return run(qx, packed, scale, zero).int_repr()
 
 
 def check(layer: nn.Module, quantized: QuantizedWeight, high: Tensor, engine: str, size: tuple[int, ...]) -> None:

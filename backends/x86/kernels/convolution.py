@@ -1,0 +1,147 @@
+"""Convolutions, plain, transposed and with an epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
+from ..calls import Candidate, Int8Call, Kernels, clamped, engines_for
+from ..emitter import Emitter
+from ..engine import ONEDNN
+from .fp32 import in_fp32
+
+Q = torch.ops.quantized
+
+
+def conv(dims: int, transposed: bool = False) -> Kernels:
+    """Convolution over ``dims`` axes of space."""
+    name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
+    packet = getattr(Q, name)
+    # The default overload of conv2d and conv3d still takes the options that packing has taken in.
+    op = packet.new if "new" in packet.overloads() else packet.default
+    prepack = getattr(Q, f"{name}_prepack").default
+
+    def pack(call: Int8Call, engine: str) -> Any:
+        options = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+        if not transposed:
+            del options["output_padding"]
+        lists = [call.option(n, d, dims) for n, d in options.items()]
+        groups = int(call.kwargs.get("groups", 1))
+        return call.pack(engine, lambda w, b: prepack(w, b, *lists, groups))
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        found = []
+        for engine in engines_for(call):
+            if engine == ONEDNN and any(call.option("output_padding", 0, dims)):
+                continue  # oneDNN's packing refuses it
+
+            def build(emitter: Emitter, inputs: Sequence[fx.Node], engine: str = engine) -> fx.Node:
+                packed = emitter.constant(pack(call, engine), name)
+                args = (inputs[0], packed, call.result.scale, call.result.zero_point)
+                return clamped(emitter, call, emitter.call(op, *args))
+
+            found.append(Candidate(f"quantized::{name} ({engine})", build))
+        return found
+
+    return candidates
+
+
+def conv_transpose(dims: int) -> Kernels:
+    """Transposed convolution.
+
+    Kernels of both engines give wrong results for some shapes (torch 2.13; fbgemm for a window of 2, oneDNN where
+    the numbers of channels differ), which the tuner finds out. Hence two more ways: where windows do not overlap,
+    a pointwise convolution to all pixels of the window and a pixel shuffle; and fp32.
+    """
+    direct = conv(dims, transposed=True)
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        found = [*direct(call), in_fp32(call)]
+        assert call.weight is not None
+        window = list(call.weight.integers.shape[2:])
+        apart = window == call.option("stride", 1, dims) and len(set(window)) == 1 and window[0] > 1
+        plain = not any(call.option("padding", 0, dims) + call.option("output_padding", 0, dims))
+        if dims == 2 and apart and plain and set(call.option("dilation", 1, dims)) == {1}:
+            found += [_shuffled(call, engine, window[0]) for engine in engines_for(call)]
+        return found
+
+    return candidates
+
+
+def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
+    def pack(_: Tensor, bias: Tensor | None) -> Any:
+        weight = call.weight
+        assert weight is not None
+        pointwise = weight.integers.permute(1, 2, 3, 0).flatten(0, 2)[:, :, None, None].contiguous()
+        wide = None if bias is None else bias.repeat_interleave(factor**2)
+        whole = replace(weight, integers=pointwise, axis=0).quantized()
+        return Q.conv2d_prepack(whole, wide, [1, 1], [0, 0], [1, 1], 1)
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        packed = emitter.constant(call.pack(engine, pack, f"shuffled {engine}"), "conv2d")
+        pixels = emitter.call(Q.conv2d.new, inputs[0], packed, call.result.scale, call.result.zero_point)
+        shuffled = emitter.call(torch.ops.aten.pixel_shuffle.default, pixels, factor)
+        whole = emitter.graph.call_method("contiguous", (shuffled,), {"memory_format": torch.channels_last})
+        return clamped(emitter, call, whole)
+
+    return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build)
+
+
+def conv2d_add(call: Int8Call) -> list[Candidate]:
+    """Convolution plus a residual, which is overwritten: ``inputs`` are the image and the residual."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        groups = int(call.kwargs.get("groups", 1))
+        packed = call.pack(ONEDNN, lambda w, b: Q.conv2d_prepack(w, b, *lists, groups))
+        relu = call.clamp is not None and call.clamp[0] == 0
+        op = Q.conv2d_add_relu.default if relu else Q.conv2d_add.default
+        args = (emitter.constant(packed, "conv2d"), call.result.scale, call.result.zero_point)
+        return clamped(emitter, call, emitter.call_onednn(op, inputs[0], inputs[1], *args))
+
+    usable = ONEDNN in engines_for(call)
+    return [Candidate("quantized::conv2d_add (onednn)", build)] if usable else []
+
+
+def conv2d_activation(attribute: str) -> Kernels:
+    """Convolution with the activation as a post-op of oneDNN, so that nothing is rounded between them."""
+
+    def candidates(call: Int8Call) -> list[Candidate]:
+        if ONEDNN not in engines_for(call):
+            return []
+        weight, source, out = call.weight, call.inputs[0].qparams, call.result
+        assert weight is not None and source is not None
+        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
+        groups = int(call.kwargs.get("groups", 1))
+        channels = weight.integers.shape[0]
+        scale = weight.scale.expand(channels).contiguous()
+
+        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+            key = "onednn bytes"
+            if key not in call.packed:
+                call.packed[key] = torch.ops.onednn.qconv_prepack(
+                    weight.integers,
+                    scale,
+                    source.scale,
+                    source.zero_point,
+                    *lists,
+                    groups,
+                    call.inputs[0].shape,
+                )
+            result = emitter.call(
+                torch.ops.fxquant.conv2d_activation.default,
+                inputs[0], emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
+                emitter.constant(torch.zeros(channels, dtype=torch.int32), "zero_point"),
+                emitter.constant(weight.bias, "bias") if weight.bias is not None else None,
+                *lists, groups, out.scale, out.zero_point, attribute,
+            )  # fmt: skip
+            return clamped(emitter, call, result)
+
+        return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build)]
+
+    return candidates

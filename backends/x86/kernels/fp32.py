@@ -1,0 +1,68 @@
+"""What every op can do between int8 ones: compute in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.node import map_aggregate
+
+from ....compiler.qdq import dequantize_channels
+from ....compiler.types import QParams
+from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
+from ..calls import Candidate, Int8Call
+from ..emitter import Emitter
+
+Q = torch.ops.quantized
+
+
+FP32 = "fp32 between dequantize and quantize"
+FP32_ENTRY = "fp32 on the unrounded input, then quantize"
+
+
+def in_fp32(call: Int8Call) -> Candidate:
+    """What every op has: dequantize (inputs that are not fp32 already), compute in fp32, quantize."""
+    entry = all(o.qparams is None for o in call.inputs)
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        values = iter([emitter.image(x) if entry else emitter.dequantize(x) for x in inputs])
+        weight = call.weight
+
+        def replace_node(value: Any) -> Any:
+            if not isinstance(value, fx.Node):
+                return value
+            if weight is not None and value.target is dequantize_channels:
+                return emitter.constant(weight.dequantized(), "weight")
+            if weight is not None and value is call.node.kwargs.get("bias"):
+                return emitter.constant(weight.bias, "bias")
+            return next(values)
+
+        args = map_aggregate(call.node.args, replace_node)
+        kwargs = map_aggregate(call.node.kwargs, replace_node)
+        if call.module is not None:
+            result = emitter.module(call.module, args, kwargs)
+        elif call.node.op == "call_method":
+            result = emitter.graph.call_method(str(call.node.target), args, kwargs)
+        else:
+            result = emitter.call(call.node.target, *args, **kwargs)  # type: ignore[arg-type]
+        if call.clamp is not None:
+            result = emitter.call(torch.clamp, result, *call.clamp)
+        return emitter.quantize(result, call.result)
+
+    return Candidate(FP32_ENTRY if entry else FP32, build)
+
+
+def quantized_entry(call: Int8Call, inner: Candidate, known: QParams) -> Candidate:
+    """``inner`` behind the quantization of its fp32 input: what an entry in fp32 is compared with."""
+
+    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        return inner.build(emitter, [emitter.quantize(inputs[0], known, channels_last=True)])
+
+    return Candidate(f"quantize + {inner.kernel}", build)
+
+
+def no_kernels(call: Int8Call) -> list[Candidate]:
+    """None of its own: :func:`in_fp32` is the way."""
+    return []
