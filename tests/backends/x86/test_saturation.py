@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fxquant.backends.base import Call, Target
-from fxquant.backends.x86 import kernels
+from fxquant.backends.x86 import calls
 from fxquant.backends.x86.backend import X86Backend
 from fxquant.backends.x86.engine import available
 from fxquant.backends.x86.engine import engine as set_engine
@@ -195,7 +195,7 @@ def test_no_floor_with_vnni(kind: str) -> None:
 @pytest.mark.parametrize("engine", available())
 def test_padding_counts_as_input(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros around an image are its zero point: 255 where all values are negative."""
-    monkeypatch.setattr(kernels, "available", lambda: (engine,))
+    monkeypatch.setattr(calls, "available", lambda: (engine,))
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)))
     with torch.no_grad():
         model[0].weight.abs_()

@@ -49,7 +49,9 @@ def test_cache_is_written_and_read(cache: Path, monkeypatch: pytest.MonkeyPatch)
 def test_cached_times_decide(cache: Path) -> None:
     compile_one()
     times = json.loads(cache.read_text())
-    for row in times.values():
+    for key, row in times.items():
+        if "'entry'" in key:
+            continue  # decides whether the first convolution is fp32, which is off here
         for slowest in row:
             cache.write_text(json.dumps({k: {n: float(n != slowest) for n in r} for k, r in times.items()}))
             assert compile_one().report.rows[0].kernel == slowest
