@@ -200,11 +200,12 @@ _POOL = "kernel_size stride padding dilation ceil_mode return_indices"
 _AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
 
 POOLS = [
-    share("max_pool1d", F.max_pool1d, (nn.MaxPool1d, torch.max_pool1d, F.max_pool1d_with_indices), _POOL, refuse=refuse_pool,
-          keeps_channels=True),
-    share("max_pool2d", F.max_pool2d, (nn.MaxPool2d, torch.max_pool2d, F.max_pool2d_with_indices), _POOL, refuse=refuse_pool,
-          keeps_channels=True),
-    floating("max_pool3d", F.max_pool3d, (nn.MaxPool3d, torch.max_pool3d, F.max_pool3d_with_indices), _POOL, reason=NO_KERNEL),
+    share("max_pool1d", F.max_pool1d, (nn.MaxPool1d, torch.max_pool1d, F.max_pool1d_with_indices), _POOL,
+          refuse=refuse_pool, keeps_channels=True),
+    share("max_pool2d", F.max_pool2d, (nn.MaxPool2d, torch.max_pool2d, F.max_pool2d_with_indices), _POOL,
+          refuse=refuse_pool, keeps_channels=True),
+    floating("max_pool3d", F.max_pool3d, (nn.MaxPool3d, torch.max_pool3d, F.max_pool3d_with_indices), _POOL,
+             reason=NO_KERNEL),
     share("avg_pool2d", F.avg_pool2d, (nn.AvgPool2d,), _AVG, keeps_channels=True),
     share("avg_pool3d", F.avg_pool3d, (nn.AvgPool3d,), _AVG, keeps_channels=True),
     share("avg_pool1d", F.avg_pool1d, (nn.AvgPool1d,), "kernel_size stride padding ceil_mode count_include_pad",

@@ -53,7 +53,7 @@ def test_cached_times_decide(cache: Path) -> None:
         if "'entry'" in key:
             continue  # decides whether the first convolution is fp32, which is off here
         for slowest in row:
-            cache.write_text(json.dumps({k: {n: float(n != slowest) for n in r} for k, r in times.items()}))
+            cache.write_text(json.dumps({k: {n: 1.0 + (n != slowest) for n in r} for k, r in times.items()}))
             assert compile_one().report.rows[0].kernel == slowest
 
 
