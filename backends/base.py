@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
@@ -60,7 +59,6 @@ class OpRule:
         functional: for a weighted module, the function that the frozen graph calls in its place.
         channel_axis: axis of the output channels in the weight.
         per_channel: the kernels take a scale per output channel; without it there is one scale for all.
-        data_first: the functional takes ``(input, weight)``, not ``(weight, input)`` as an embedding does.
         multiple: gives several tensors (chunk, split), each of which is picked by a getitem.
         keeps_channels: a pass-through whose axis 1 is that of its input.
         views: its output may share the memory of its input.
@@ -89,7 +87,6 @@ class OpRule:
     functional: Callable[..., Any] | None = None
     channel_axis: int = 0
     per_channel: bool = True
-    data_first: bool = True
     multiple: bool = False
     keeps_channels: bool = False
     views: bool = False
@@ -147,11 +144,9 @@ class Target:
     Attributes:
         vnni: int8 products are accumulated in 32 bits (AVX512-VNNI or AVX-VNNI). Without it, pairs of them are
             added in 16 bits with saturation (``vpmaddubsw``), and weights must leave room for that.
-        threads: number of intra-op threads that kernels are chosen for.
     """
 
     vnni: bool
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -165,10 +160,6 @@ class Frozen:
     example_args: tuple[Any, ...]
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     fp32: frozenset[fx.Node] = frozenset()
-
-    @cached_property
-    def modules(self) -> dict[str, nn.Module]:
-        return dict(self.module.named_modules())
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ def match_units(gm: fx.GraphModule, table: OpTable) -> Matched:
                 readers = len(nodes[-1].users)
                 refusals |= dict.fromkeys(clamps, f"not absorbed: '{nodes[-1].name}' has {readers} readers")
                 break
+            clamp_rule = table.of(clamps[0], {})
+            reason = clamp_rule.refuse(Call(clamps[0], None, {})) if clamp_rule and clamp_rule.refuse else None
+            if reason:
+                refusals[clamps[0]] = f"not absorbed: {reason}"
+                break
             nodes.append(clamps[0])
         taken.update(nodes)
         units.append(Unit(rule, tuple(nodes)))

@@ -57,7 +57,7 @@ def compile(
             calls, until its ``freeze()``.
         config: how to quantize, and what to leave in fp32.
         backend: ``"x86"``, or ``"reference"`` (slow, plain torch ops).
-        target: the CPU to compile for; None is this one.
+        target: the kind of CPU that weights are quantized for; None is this one. Kernels are timed on this one.
         executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
             frozen, less overhead per op), or ``"auto"``: whichever is measured to be faster.
         leaf_modules: paths or classes of modules that are not traced, and stay whole and in fp32.

@@ -20,7 +20,8 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
     """At most ``limit`` batches of ``calibration``, one at a time, as ``(args, kwargs)`` of the forward.
 
     A batch is a tensor, a tuple or list (positional), or a dict (by name). An ``(input, target)`` pair, as a
-    DataLoader gives, is told by the forward's arity: one item more than it takes is the target, and is dropped.
+    DataLoader gives, is told by the forward's arity: one item more than it takes, optional inputs counted, is the
+    target, and is dropped.
 
     Raises:
         CalibrationError: not an iterable of batches; no batch; a batch that the forward does not take.
@@ -29,7 +30,10 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
         hint = " Wrap a single batch in a list: calibration=[batch]." if isinstance(calibration, Tensor) else ""
         raise CalibrationError(f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}")
     arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
-    total = min(limit, len(calibration)) if isinstance(calibration, Sized) else None
+    try:
+        total = min(limit, len(calibration)) if isinstance(calibration, Sized) else None
+    except TypeError:  # a DataLoader over a stream
+        total = None
     number = -1
     progress = tqdm(
         itertools.islice(calibration, limit),

@@ -40,6 +40,10 @@ def check_model(model: object) -> None:
             raise ModelError(f"The model is already quantized: {name}. Compile the float model.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _check_tensor(name, tensor)
+    # Other buffers may hold inf on purpose: a causal mask does.
+    statistics = ((n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for name, tensor in (*model.named_parameters(), *statistics):
+        _check_finite(name, tensor)
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
@@ -47,12 +51,14 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise ModelError(f"'{name}' is not initialized yet; call the model once, so that it gets its shape.")
     if tensor.device.type != "cpu":
         raise ModelError(f"'{name}' is on device '{tensor.device}'; move the model to the CPU first: model.cpu().")
-    if tensor.dtype.is_floating_point:
-        if tensor.dtype != torch.float32:
-            raise ModelError(f"'{name}' is {tensor.dtype}; convert the model to fp32 first: model.float().")
-        if not torch.isfinite(tensor).all():
-            owner, _, leaf = name.rpartition(".")
-            raise ModelError(f"The {leaf} of layer '{owner or leaf}' holds NaN or inf; it cannot be quantized.")
+    if tensor.dtype.is_floating_point and tensor.dtype != torch.float32:
+        raise ModelError(f"'{name}' is {tensor.dtype}; convert the model to fp32 first: model.float().")
+
+
+def _check_finite(name: str, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        owner, _, leaf = name.rpartition(".")
+        raise ModelError(f"The {leaf} of layer '{owner or leaf}' holds NaN or inf; it cannot be quantized.")
 
 
 class _Proxy(fx.Proxy):
@@ -157,9 +163,7 @@ def _leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], 
 
 
 def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    own = [f for f in frames.split("  File ") if "/fxquant/" not in f and "/compiler/capture.py" not in f]
-    line = user_line("".join("  File " + f for f in own if f.strip())) or inspect.getfile(type(model))
+    line = user_line("".join(traceback.format_tb(error.__traceback__))) or inspect.getfile(type(model))
     owner = dict(model.named_modules()).get(path, model)
     return CaptureError(
         f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"

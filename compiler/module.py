@@ -82,8 +82,8 @@ class QuantizedModule(nn.Module):
             raise StateError("The module has seen no data: call it on calibration batches before freeze().")
         if prepared.converted:
             raise StateError("The prepared module was converted already. Prepare the model again.")
-        prepared.converted = True
         self._lowered, self._report = convert(prepared.work, prepared.example)
+        prepared.converted = True
         return self
 
     @property

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..backends.base import OpRule, OpTable, Output
+from ..backends.base import Call, OpRule, OpTable, Output
 from .errors import CaptureError, where
 from .stubs import STUBS
 
+_SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 _OPERATORS = {operator.iadd: "add", operator.imul: "mul", operator.isub: "sub", operator.itruediv: "div"}
 
 
@@ -37,13 +38,14 @@ def normalize(gm: fx.GraphModule, table: OpTable) -> int:
         if node.op != "call_module" and _gives_size(node, rule, sizes):
             sizes.add(node)
             continue
-        if rule is None:
-            continue
         if module is not None and not node.args and node.kwargs:
             (_, first), *rest = node.kwargs.items()
             node.args, node.kwargs = (first,), dict(rest)
-        if _in_place(node, module):
+        does_nothing = rule is not None and rule.noop is not None and rule.noop(Call(node, module, {}))
+        if _in_place(node, module) and not does_nothing:
             _redirect_later_uses(node, table, modules)
+        if rule is None:
+            continue
         count += _rewrite(gm, node, module, rule)
     gm.graph.lint()
     gm.recompile()
@@ -137,7 +139,7 @@ def _bind(node: fx.Node, module: nn.Module | None, rule: OpRule) -> tuple[tuple[
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}
         params |= rule.from_module(module) if rule.from_module else own
-    params |= {k: v for k, v in given.items() if k != "inplace"}
+    params |= {_SYNONYMS.get(k, k): v for k, v in given.items() if k != "inplace"}
     return tuple(tensors), {k: v for k, v in params.items() if v is not None}
 
 

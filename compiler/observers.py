@@ -32,6 +32,7 @@ class Observer(nn.Module):
         self.count = 0
         self.low, self.high = math.inf, -math.inf
         self.channel_high: Tensor | None = None
+        self.dims = 0  # number of axes of what was seen
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` (any shape, fp32) and return it.
@@ -60,6 +61,7 @@ class Observer(nn.Module):
         """Take in what a subclass keeps beyond the extremes."""
 
     def _update_channels(self, x: Tensor) -> None:
+        self.dims = x.dim()
         axis = 1 if x.dim() > 2 else x.dim() - 1
         top = x.amax([d for d in range(x.dim()) if d != axis]) if x.dim() > 1 else x.amax().reshape(1)
         self.channel_high = _highest(self.channel_high, top)

@@ -40,7 +40,7 @@ class QParams:
 
 
 def affine_qparams(low: float, high: float, qmin: int = 0, qmax: int = 255) -> QParams:
-    """Parameters that cover ``[low, high]``, widened to hold zero, with an integer zero point (eq. 1 above)."""
+    """Parameters that cover ``[low, high]``, widened to hold zero, with an integer zero point."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = _usable((high - low) / (qmax - qmin))
     zero_point = round(qmin - low / scale)

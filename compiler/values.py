@@ -50,3 +50,12 @@ def run_values(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, A
     with torch.no_grad():
         recorder.run(*bind_inputs(gm, args, kwargs))
     return recorder.values
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in an output, however nested in lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []

@@ -67,8 +67,11 @@ def _own_reason(
 ) -> str | None:
     rule, root = unit.rule, unit.root
     key = config.key_of(root)
-    if config.of(root) is None:
-        return f"left in fp32 by override {key!r}"
+    for node in unit.nodes:
+        if config.of(node) is None:
+            return f"left in fp32 by override {config.key_of(node)!r}"
+    if rule.weighted and root.op != "call_module":
+        return "its weight is computed in the forward, not a parameter of a module"
     if rule.output is Output.FLOAT:
         return rule.reason
     if rule.output is Output.WEIGHT_ONLY:

@@ -1,4 +1,4 @@
-"""Remove ops that do nothing at inference: identity, dropout in eval mode, ``contiguous``, ``clone``, ``detach``."""
+"""Remove ops that do nothing at inference: identity, dropout in eval mode, ``contiguous``, ``detach``."""
 
 from __future__ import annotations
 

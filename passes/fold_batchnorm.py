@@ -7,10 +7,12 @@ along the output channels (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx, nn
 
-from ..backends.base import OpRule, OpTable
+from ..backends.base import OpRule, OpTable, Output
 from .base import PassResult, finish
 
 
@@ -30,10 +32,12 @@ class FoldBatchNorm:
                 continue
             layer = bn.args[0]
             layer_rule = table.of(layer, modules) if layer.op == "call_module" else None
-            if layer_rule is None or not layer_rule.weighted:
+            if layer_rule is None or not layer_rule.weighted or layer_rule.output is Output.WEIGHT_ONLY:
                 refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
                 continue
             reason = self._refusal(layer, modules[str(bn.target)], calls)
+            if modules[str(bn.target)].num_features != _channels(modules[str(layer.target)], layer_rule):
+                reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
             if reason:
                 refusals[bn] = reason
                 continue
@@ -53,6 +57,11 @@ class FoldBatchNorm:
         if getattr(bn, "running_mean", None) is None:
             return "not folded: it keeps no running statistics"
         return None
+
+
+def _channels(layer: Any, rule: OpRule) -> int:
+    """Number of output channels."""
+    return int(layer.weight.shape[rule.channel_axis] * (layer.groups if rule.channel_axis == 1 else 1))
 
 
 @torch.no_grad()

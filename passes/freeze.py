@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
@@ -25,7 +26,7 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
     """
     modules = dict(gm.named_modules())
     qparams: dict[fx.Node, QParams] = {}
-    tops: dict[fx.Node, Tensor | None] = {}
+    tops: dict[fx.Node, Top] = {}
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
     weights: dict[str, QuantizedWeight] = {}
@@ -38,7 +39,9 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
             pair = _insert_pair(gm, node.args[0], known, node)
             node.replace_all_uses_with(pair)
             gm.graph.erase_node(node)
-            qparams[pair], tops[pair] = known, _top_integers(observer, known)
+            qparams[pair], top = known, _top_integers(observer, known)
+            if top is not None:
+                tops[pair] = top
             count += 1
         elif isinstance(module, DeQuantStub):
             node.replace_all_uses_with(node.args[0])
@@ -46,7 +49,8 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
         elif node in by_output:
             unit = by_output[node]
             if unit.rule.weighted:
-                count += _freeze_weight(gm, unit, assignment, backend, tops.get(unit.inputs[0]), weights)
+                bound = _top_for(modules[str(unit.root.target)], tops.get(unit.inputs[0]))
+                count += _freeze_weight(gm, unit, assignment, backend, bound, weights)
             if unit.rule.output is Output.SHARED:
                 count += _share(gm, unit, qparams, tops)
     finish(gm)
@@ -92,7 +96,7 @@ def _insert_pair(gm: fx.GraphModule, value: fx.Node, known: QParams, after: fx.N
     return pair
 
 
-def _share(gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops: dict[fx.Node, Tensor | None]) -> int:
+def _share(gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops: dict[fx.Node, Top]) -> int:
     """The output of a pass-through op has the parameters of its input."""
     value = unit.output
     known = qparams[unit.inputs[0]]
@@ -104,16 +108,31 @@ def _share(gm: fx.GraphModule, unit: Unit, qparams: dict[fx.Node, QParams], tops
     for reader in readers:
         reader.replace_input_with(value, pair)
     qparams[pair] = known
-    top = tops.get(unit.inputs[0])
-    tops[pair] = top if unit.rule.keeps_channels else None
+    if unit.rule.keeps_channels and unit.inputs[0] in tops:
+        tops[pair] = tops[unit.inputs[0]]
     return 1
 
 
-def _top_integers(observer: Observer, known: QParams) -> Tensor | None:
-    """The largest integer that calibration saw in each channel; padding adds the zero point."""
+@dataclass(frozen=True)
+class Top:
+    """The largest integers that calibration saw per channel, in a value of ``axes`` axes."""
+
+    integers: Tensor
+    axes: int
+
+
+def _top_integers(observer: Observer, known: QParams) -> Top | None:
     if observer.channel_high is None:
         return None
-    return ((observer.channel_high / known.scale).round() + known.zero_point).clamp_min(known.zero_point)
+    # Padding adds the zero point to what was seen.
+    integers = ((observer.channel_high / known.scale).round() + known.zero_point).clamp_min(known.zero_point)
+    return Top(integers, observer.dims)
+
+
+def _top_for(layer: nn.Module, top: Top | None) -> Tensor | None:
+    """What bounds the inputs of ``layer``: with more axes than the weight, other channels than its own were seen."""
+    weight = layer.weight
+    return top.integers if top and isinstance(weight, Tensor) and top.axes == weight.dim() else None
 
 
 def _freeze_weight(
@@ -139,7 +158,7 @@ def _freeze_weight(
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
         bias = gm.graph.get_attr(f"{path}_int8_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
     call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
-    args = (node.args[0], weight) if unit.rule.data_first else (weight, node.args[0])
+    args = (node.args[0], weight)
     kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
     assert unit.rule.functional is not None
     node.op, node.target, node.args, node.kwargs = "call_function", unit.rule.functional, args, kwargs

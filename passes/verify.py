@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..backends.base import Lowered
 from ..compiler.errors import VerificationError, where
 from ..compiler.qdq import dequantize, quantize
+from ..compiler.values import tensors_of
 from .assign_precision import Assignment
 
 
@@ -49,9 +48,9 @@ def _check_pair(node: fx.Node) -> None:
 def _check_run(lowered: Lowered) -> None:
     example = lowered.frozen.example_args, dict(lowered.frozen.example_kwargs)
     with torch.no_grad():
-        expected = _tensors(lowered.frozen.module(*example[0], **example[1]))
+        expected = tensors_of(lowered.frozen.module(*example[0], **example[1]))
         try:
-            actual = _tensors(lowered.run(*example[0], **example[1]))
+            actual = tensors_of(lowered.run(*example[0], **example[1]))
         except Exception as error:
             raise VerificationError(f"The lowered module does not run on the calibration example: {error}") from error
     if len(expected) != len(actual):
@@ -62,11 +61,3 @@ def _check_run(lowered: Lowered) -> None:
             raise VerificationError(f"The lowered module gives {got}, expected {wanted}.")
         if ours.is_floating_point() and not torch.isfinite(ours).all():
             raise VerificationError("The lowered module gives NaN or inf on the calibration example.")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []

@@ -20,10 +20,10 @@ from .tune import Tuner
 
 
 def detect_target() -> Target:
-    """This CPU, with torch's present number of threads."""
+    """This CPU."""
     capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
     # AVX-VNNI alone does not count: fbgemm uses the AVX512 form only.
-    return Target(vnni=bool(capabilities.get("avx512_vnni", False)), threads=torch.get_num_threads())
+    return Target(vnni=bool(capabilities.get("avx512_vnni", False)))
 
 
 class X86Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -104,10 +104,6 @@ class Int8Call:
             parts.append((tuple(self.weight.integers.shape), self.weight.scale.numel() > 1))
         parts += [self.epilogue and self.epilogue[0], self.out is None]
         return repr(parts)
-
-    def at_batch(self, size: int) -> Int8Call:
-        """The same call with another leading extent of its inputs."""
-        return replace(self, inputs=tuple(replace(o, shape=(size, *o.shape[1:])) for o in self.inputs))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,14 +17,15 @@ FBGEMM, ONEDNN, QNNPACK = "fbgemm", "onednn", "qnnpack"
 class _Room:
     """Shared by threads that want the same engine; those that want another wait until it is empty.
 
-    The first to enter sets the engine, the last to leave puts the user's back. Who waits is served before
-    newcomers, so that a stream of callers of one engine does not starve the others.
+    The first to enter sets the engine, the last to leave puts the user's back. Threads enter in the order in which
+    they came, so that a stream of callers of one engine does not starve the others.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._engine, self._users, self._outer = "", 0, ""
-        self._waiting = 0
+        self._queue: deque[int] = deque()
+        self._last = 0
         self._own = threading.local()
 
     def enter(self, name: str) -> None:
@@ -44,10 +46,11 @@ class _Room:
 
     def _wait(self, name: str) -> None:
         with self._changed:
-            if self._users and (self._engine != name or self._waiting):
-                self._waiting += 1
-                self._changed.wait_for(lambda: not self._users or self._engine == name)
-                self._waiting -= 1
+            ticket, self._last = self._last, self._last + 1
+            self._queue.append(ticket)
+            self._changed.wait_for(lambda: self._queue[0] == ticket and (not self._users or self._engine == name))
+            self._queue.popleft()
+            self._changed.notify_all()
             if not self._users:
                 self._outer = torch.backends.quantized.engine
                 torch.backends.quantized.engine = self._engine = name

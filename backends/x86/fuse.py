@@ -26,10 +26,16 @@ ENTRY_SHARE = 0.06  # of the time of all weighted ops that an entry in fp32 may 
 def fuse(graph: FrozenGraph, tuner: Tuner) -> int:
     """Drop the pairs that fused kernels make needless. Returns the number of fusions."""
     count = 0
+    overwritten: set[fx.Node] = set()
     for unit in list(graph.unit_of.values()):
         for value in unit.inputs:
             first = _fusable(graph, value, unit)
-            if first is not None and _pays(graph, first, value, unit, tuner):
+            # Fusing moves `first` to the place of `unit`: what it reads must live until then.
+            if first is None or any(n in overwritten for n in first.inputs):
+                continue
+            if _pays(graph, first, value, unit, tuner):
+                residuals = [n for n in unit.inputs if n is not value]
+                overwritten.update(pair for n in residuals for pair in n.args[0].users)  # type: ignore[union-attr]
                 unit.root.replace_input_with(value, first.output)
                 count += 1
                 break

@@ -38,6 +38,11 @@ def refuse_binary(call: Call) -> str | None:
     return None
 
 
+def refuse_batch_norm(call: Call) -> str | None:
+    """The kernel needs running statistics."""
+    return "it keeps no running statistics" if call.param("running_mean") is None else None
+
+
 def refuse_float_argument(call: Call) -> str | None:
     """A clamp whose bounds are tensors."""
     bounds = (call.param("min"), call.param("max"))

@@ -17,6 +17,7 @@ from ..base import Call, OpRule, OpTable, Output
 from . import kernels as k
 from .refusals import (
     pad_of_module,
+    refuse_batch_norm,
     refuse_binary,
     refuse_conv,
     refuse_float_argument,
@@ -100,16 +101,15 @@ WEIGHTED = [
         output=Output.WEIGHT_ONLY,
         weighted=True,
         functional=F.embedding,
-        data_first=True,
         refuse=lambda call: "max_norm changes the table as it reads" if call.param("max_norm") else None,
         kernels=k.embedding,
     ),
 ]
 
 BATCH_NORMS = [
-    observed("batch_norm1d", nn.BatchNorm1d, kernels=k.batch_norm(Q.batch_norm1d.default)),
-    observed("batch_norm2d", nn.BatchNorm2d, kernels=k.batch_norm(Q.batch_norm2d.default)),
-    observed("batch_norm3d", nn.BatchNorm3d, kernels=k.batch_norm(Q.batch_norm3d.default)),
+    observed("batch_norm1d", nn.BatchNorm1d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm1d.default)),
+    observed("batch_norm2d", nn.BatchNorm2d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm2d.default)),
+    observed("batch_norm3d", nn.BatchNorm3d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm3d.default)),
 ]
 
 BINARY = [
@@ -262,13 +262,13 @@ def _at_inference(call: Call) -> bool:
 _DROPOUTS = tuple(getattr(nn, f"{kind}{d}") for kind in ("Dropout",) for d in ("1d", "2d", "3d"))
 
 NOOPS = [
-    floating("identity", nn.Identity, noop=_always, reason="does nothing"),
+    floating("identity", nn.Identity, views=True, noop=_always, reason="does nothing"),
     floating("dropout", F.dropout, (nn.Dropout, nn.AlphaDropout, *_DROPOUTS, F.dropout1d, F.dropout2d, F.dropout3d),
-             "p training", noop=_at_inference, reason="drops values at random, also at inference"),
-    floating("contiguous", "contiguous", noop=_always, reason="does nothing"),
-    floating("detach", torch.detach, ("detach",), noop=_always, reason="does nothing"),
-    floating("quant_stub", quant_stub, reason="border of the quantized region"),
-    floating("dequant_stub", dequant_stub, reason="border of the quantized region"),
+             "p training", views=True, noop=_at_inference, reason="drops values at random, also at inference"),
+    floating("contiguous", "contiguous", views=True, noop=_always, reason="does nothing"),
+    floating("detach", torch.detach, ("detach",), views=True, noop=_always, reason="does nothing"),
+    floating("quant_stub", quant_stub, views=True, reason="border of the quantized region"),
+    floating("dequant_stub", dequant_stub, views=True, reason="border of the quantized region"),
 ]  # fmt: skip
 
 SIZES = [

@@ -90,6 +90,13 @@ def conv_on_itself(m: Convs, x: Tensor) -> Tensor:
     return y + y
 
 
+def reader_moved_behind_the_overwriting(m: Convs, x: Tensor) -> Tensor:
+    r = F.relu(m.a(x))
+    first = m.b(r)  # reads r before the sum below overwrites it, unless it is fused into the sum after that
+    second = m.c(F.relu(x)) + r
+    return m.a(first + second)
+
+
 def broadcast(m: Convs, x: Tensor) -> Tensor:
     return m.b(m.a(x)) + m.c(F.adaptive_avg_pool2d(m.a(x), 1))
 
@@ -122,7 +129,9 @@ def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuse, "TOLERANCE", 1e9)
 
 
-@pytest.mark.parametrize("body", (*FUSED, *NOT_FUSED), ids=lambda body: body.__name__)
+@pytest.mark.parametrize(
+    "body", (*FUSED, *NOT_FUSED, reader_moved_behind_the_overwriting), ids=lambda body: body.__name__
+)
 def test_result_is_the_oracles(body: Body) -> None:
     q = build(body)
     for seed in (1, 2, 3):

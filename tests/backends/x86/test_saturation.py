@@ -23,8 +23,8 @@ from fxquant.passes.weights import QuantizedWeight, quantize_weight
 from .support import compiled, oracle, output_step, seeded
 
 Q = torch.ops.quantized
-AVX2 = Target(vnni=False, threads=1)
-VNNI = Target(vnni=True, threads=1)
+AVX2 = Target(vnni=False)
+VNNI = Target(vnni=True)
 NARROW = QuantConfig()
 
 
