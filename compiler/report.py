@@ -84,14 +84,19 @@ def build_report(
         unit = owner.get(node)
         if unit is not None:
             rows.append(_unit_row(unit, table, assignment, lowered, notes))
-        elif node in assignment.values and node not in inner and _computes(node):
-            reason = f"no rule for {getattr(node.target, '__name__', node.target)}: fxquant does not know this op"
-            rows.append(_row(node, str(getattr(node.target, "__name__", node.target)), "fp32", "", None, reason))
+        elif node not in inner and _computes(node, table, gm, assignment):
+            module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+            name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
+            rows.append(_row(node, name, "fp32", "", None, f"no rule for {name}: fxquant does not know this op"))
     return Report(tuple(rows), fp32_bytes, lowered.weight_bytes)
 
 
-def _computes(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method", "call_module")
+def _computes(node: fx.Node, table: OpTable, gm: fx.GraphModule, assignment: Assignment) -> bool:
+    """Whether ``node`` is an op without a row that makes tensors of tensors (alone or in a tuple)."""
+    if node.op not in ("call_function", "call_method", "call_module") or table.of(node, dict(gm.named_modules())):
+        return False
+    values = assignment.values
+    return any(n in values for n in node.all_input_nodes) and (node in values or any(u in values for u in node.users))
 
 
 def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lowered, notes: dict[fx.Node, str]) -> Row:

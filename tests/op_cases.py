@@ -407,6 +407,11 @@ for _rule, _build in {
     case(_rule, _rule, lambda b=_build: nn.Sequential(conv(), b(), conv()), int8=False)  # type: ignore[misc]
 
 
+for _cls in (nn.LSTM, nn.GRU, nn.RNN):
+    case(_cls.__name__.lower(), _cls.__name__.lower(), lambda c=_cls: _one(  # type: ignore[misc]
+        lambda m, x: m["b"](m["a"](x)[0]), a=c(24, 16, batch_first=True), b=nn.Linear(16, 4)),
+        normal(7, 24), int8=False)  # fmt: skip
+
 # Pools --------------------------------------------------------------------------------------------------------
 
 for _name, _rule, _build in (

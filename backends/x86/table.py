@@ -196,6 +196,11 @@ NORMS = [
     ),
 ]  # fmt: skip
 
+RECURRENT = [
+    floating(cls.__name__.lower(), cls, reason="no static int8 kernel for recurrent layers")
+    for cls in (nn.LSTM, nn.GRU, nn.RNN)
+]
+
 _POOL = "kernel_size stride padding dilation ceil_mode return_indices"
 _AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"
 
@@ -281,6 +286,7 @@ SIZES = [
 def build_table() -> OpTable:
     """The rows of this backend."""
     rows: list[Any] = [
-        *WEIGHTED, *BATCH_NORMS, *BINARY, *CLAMPS, *ACTIVATIONS, *NORMS, *POOLS, *SHAPES, *NOOPS, *SIZES,
+        *WEIGHTED, *BATCH_NORMS, *BINARY, *CLAMPS, *ACTIVATIONS, *NORMS, *RECURRENT, *POOLS, *SHAPES,
+        *NOOPS, *SIZES,
     ]  # fmt: skip
     return OpTable(rows)
