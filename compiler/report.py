@@ -14,7 +14,7 @@ from ..backends.units import Unit
 from ..passes.assign_precision import Assignment
 from .config import module_path
 from .errors import user_line
-from .qdq import quantize
+from .qdq import dequantize, quantize
 from .types import QParams
 
 COLUMNS = ("node", "op", "precision", "kernel", "scale/zero_point", "reason")
@@ -96,7 +96,8 @@ def _computes(node: fx.Node, table: OpTable, gm: fx.GraphModule, assignment: Ass
     if node.op not in ("call_function", "call_method", "call_module") or table.of(node, dict(gm.named_modules())):
         return False
     values = assignment.values
-    return any(n in values for n in node.all_input_nodes) and (node in values or any(u in values for u in node.users))
+    reads_tensor = any(n in values or n.target is dequantize for n in node.all_input_nodes)
+    return reads_tensor and (node in values or any(u in values for u in node.users))
 
 
 def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lowered, notes: dict[fx.Node, str]) -> Row:

@@ -28,7 +28,7 @@ def test_synonyms_of_dim() -> None:
 
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.conv(x)
-        return m.head(cat([y, y], axis=1)).mean(axis=(2, 3))  # type: ignore[no-any-return]
+        return m.head(cat([y, y], axis=1)).mean(axis=(2, 3))
 
     check(Lambda(forward, conv=nn.Conv2d(3, 4, 3), head=nn.Conv2d(8, 6, 1)), torch.randn(2, 3, 9, 9))
 
