@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from .errors import CalibrationError
 from .values import bind_inputs
 
+Result = TypeVar("Result")
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -68,15 +69,15 @@ def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Ba
     return args, kwargs
 
 
-def run_batch(gm: fx.GraphModule, batch: Batch, number: int) -> Any:
-    """One forward of ``gm``.
+def run_batch(run: Callable[..., Result], batch: Batch, number: int) -> Result:
+    """``run``, a forward, on ``batch``.
 
     Raises:
         CalibrationError: the forward fails on this batch.
     """
     try:
         with torch.no_grad():
-            return gm(*batch[0], **batch[1])
+            return run(*batch[0], **batch[1])
     except CalibrationError:
         raise
     except Exception as error:

@@ -39,7 +39,6 @@ class Prepared(nn.Module):
         batch = (args, kwargs)
         if self._example is None:
             example = example_of(batch)
-            run_batch(self.graph_module, example, self._calls)  # a batch that does not fit must change nothing
             prepare(self.work, example)
             self._example = example
         result = run_batch(self.graph_module, batch, self._calls)

@@ -16,12 +16,11 @@ from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
 from ..passes.place import place
 from ..passes.verify import verify
-from .batches import Batch
+from .batches import Batch, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig, resolve
 from .errors import ModelError
 from .normalize import normalize
-from .observers import Observer
 from .report import Report, build_report, parameter_bytes
 from .values import run_values
 
@@ -80,10 +79,13 @@ def prepare(work: Work, example: Batch) -> Work:
     """Decide the precision of every op and place observers and stubs. ``work.gm`` stays a runnable fp32 graph.
 
     Raises:
+        CalibrationError: the forward fails on the example.
         ModelError: there is nothing to quantize.
         ConfigError: an override matches nothing.
     """
     gm, table = work.gm, work.options.backend.table
+    # First of all: an example that does not fit must change nothing.
+    values = run_batch(lambda *args, **kwargs: run_values(gm, args, kwargs), example, 0)
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
     named = []
     for node in gm.graph.nodes:
@@ -91,7 +93,6 @@ def prepare(work: Work, example: Batch) -> Work:
             rule = table.of(node, modules)
             named.append((node, rule.name if rule else ""))
     config = resolve(work.options.config, named)
-    values = run_values(gm, *example)
     work.assignment = assign_precision(gm, table, config, values)
     if not work.assignment.int8_units:
         raise ModelError(_nothing_to_quantize(work.assignment))
@@ -104,9 +105,6 @@ def prepare(work: Work, example: Batch) -> Work:
 def convert(work: Work, example: Batch) -> tuple[Lowered, Report]:
     """From a calibrated graph to a verified, lowered one."""
     assert work.assignment is not None
-    for module in work.gm.modules():
-        if isinstance(module, Observer):
-            module.enabled = False
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
     lowered = work.options.backend.lower(Frozen(work.gm, *example, frozenset(work.assignment.reasons)))

@@ -79,21 +79,22 @@ def build_report(
     """Rows of all ops that compute something; ``notes`` are refusals of passes."""
     owner = {u.root: u for u in assignment.matched.units}
     inner = {n for u in assignment.matched.units for n in u.nodes[1:]}
+    modules = dict(gm.named_modules())
     rows = []
     for node in gm.graph.nodes:
         unit = owner.get(node)
         if unit is not None:
             rows.append(_unit_row(unit, table, assignment, lowered, notes))
-        elif node not in inner and _computes(node, table, gm, assignment):
-            module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        elif node not in inner and table.of(node, modules) is None and _computes(node, assignment):
+            module = modules[str(node.target)] if node.op == "call_module" else None
             name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
             rows.append(_row(node, name, "fp32", "", None, f"no rule for {name}: fxquant does not know this op"))
     return Report(tuple(rows), fp32_bytes, lowered.weight_bytes)
 
 
-def _computes(node: fx.Node, table: OpTable, gm: fx.GraphModule, assignment: Assignment) -> bool:
-    """Whether ``node`` is an op without a row that makes tensors of tensors (alone or in a tuple)."""
-    if node.op not in ("call_function", "call_method", "call_module") or table.of(node, dict(gm.named_modules())):
+def _computes(node: fx.Node, assignment: Assignment) -> bool:
+    """Whether ``node`` is an op that makes tensors of tensors (alone or in a tuple)."""
+    if node.op not in ("call_function", "call_method", "call_module"):
         return False
     values = assignment.values
     reads_tensor = any(n in values or n.target is dequantize for n in node.all_input_nodes)

@@ -137,11 +137,12 @@ def _dies(graph: FrozenGraph, residual: fx.Node, first: Unit, second: Unit) -> b
     maker = graph.unit_of.get(quantized.args[0])  # type: ignore[arg-type]
     if maker is not None and maker.rule.output is Output.SHARED and not maker.rule.keeps_channels:
         return False
+    units = {u.root: u for u in graph.unit_of.values()}
     for pair in quantized.users:
         for reader in pair.users:
             if reader is second.root:
                 continue
-            unit = next((u for u in graph.unit_of.values() if reader is u.root), None)
+            unit = units.get(reader)
             done = _quantize_of(unit.output) if unit else None
             if unit is None or done is None or unit.rule.output is Output.SHARED or unit is first:
                 return False

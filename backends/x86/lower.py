@@ -8,7 +8,7 @@ from torch.fx.node import map_arg
 from ...compiler.qdq import dequantize, quantize
 from ..base import Output
 from ..units import Unit
-from .calls import Candidate, Int8Call
+from .calls import Int8Call
 from .emitter import Emitter
 from .frozen_graph import FrozenGraph
 from .fuse import fused_call
@@ -45,15 +45,16 @@ class Lowering:
         if value in self.int8:
             return self.int8[value]
         unit = self.graph.unit_of.get(value)
-        call = self._int8_call(unit, node) if unit is not None else None
+        fused = self._fused_first(unit) if unit is not None else None
+        call = self._int8_call(unit, node, fused) if unit is not None else None
         if unit is None or call is None:
             known = self.graph.qparams(node)
             assert known is not None
             self.entered[node] = self.as_float(value)
             return self.emitter.quantize(self.entered[node], known, self._is_image(value))
         rule, nodes = unit.rule, unit.inputs
-        if call.epilogue is not None:
-            first, link = self._fused_first(unit)  # type: ignore[misc]
+        if fused:
+            first, link = fused
             self.kernels[unit.root] = f"fused into '{first.root.name}'"
             candidates = first.rule.fused[rule.name](call)
             nodes = (*first.inputs, *(n for n in unit.inputs if n is not link))
@@ -62,22 +63,15 @@ class Lowering:
         else:
             candidates = self.graph.candidates(rule, call)
         best = self.tuner.best(call, candidates)
-        self.kernels[call.node if call.epilogue else unit.root] = best.kernel
-        return self._build(best, nodes)
+        self.kernels[call.node] = best.kernel
+        return best.build(self.emitter, [self._as_any(n) for n in nodes])
 
-    def _build(self, candidate: Candidate, nodes: tuple[fx.Node, ...]) -> fx.Node:
-        return candidate.build(self.emitter, [self.int8.get(n) or self.float[n] for n in nodes])
-
-    def _int8_call(self, unit: Unit, node: fx.Node) -> Int8Call | None:
-        """The call, if every tensor it reads is int8 and its row has kernels."""
-        if unit.rule.output in (Output.FLOAT, Output.WEIGHT_ONLY):
-            first = self._fused_first(unit)
-            return fused_call(self.graph, first[0], unit, first[1]) if first else None
-        if unit.rule.kernels is None:
-            return None
-        fused = self._fused_first(unit)
+    def _int8_call(self, unit: Unit, node: fx.Node, fused: tuple[Unit, fx.Node] | None) -> Int8Call | None:
+        """The call, if every tensor it reads is int8 and its row has kernels; with the op it is fused into, if any."""
         if fused:
             return fused_call(self.graph, fused[0], unit, fused[1])
+        if unit.rule.output is Output.WEIGHT_ONLY or unit.rule.kernels is None:
+            return None
         if all(n in self.int8 for n in unit.inputs) or self._enters_in_fp32(unit):
             return self.graph.call(unit, self.graph.qparams(node))
         return None
@@ -101,7 +95,7 @@ class Lowering:
         unit = self.graph.unit_of.get(node)
         if unit is None or unit.rule.output is not Output.SHARED or not all(n in self.int8 for n in unit.inputs):
             return False
-        self.int8[node] = self.emitter.graph.node_copy(node, lambda n: self.int8.get(n) or self.float[n])
+        self.int8[node] = self.emitter.graph.node_copy(node, self._as_any)
         self.kernels[node] = "on integers"
         return True
 
@@ -150,7 +144,7 @@ class Lowering:
         return self.float[node]
 
     def _as_any(self, node: fx.Node) -> fx.Node:
-        """``node`` in whichever form it has: a size is the same of both."""
+        """``node`` as int8 where it has that form, else as fp32."""
         return self.int8.get(node) or self.float[node]
 
     def _is_image(self, value: fx.Node) -> bool:

@@ -120,11 +120,11 @@ def _race(call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
         bound = [partial(run, *tensors) for run in runs.values()]
         medians = interleaved_medians(bound, ROUNDS, BUDGET * len(runs), warm_up=1)
         times = dict(zip(runs, medians, strict=True))
-        if call.weight is not None and call.epilogue is None and call.out is not None:
+        # With an fp32 input some candidates round it and others do not: nothing to compare.
+        rounded = call.out is not None and all(o.qparams is not None for o in call.inputs)
+        if call.weight is not None and call.epilogue is None and rounded:
             expected = runner(call, in_fp32(call))(*tensors).int_repr().int()
-            # With an fp32 input some candidates round it and others do not: nothing to compare.
-            rounded = all(o.qparams is not None for o in call.inputs)
-            for name, run in runs.items() if rounded else ():
+            for name, run in runs.items():
                 if (run(*tensors).int_repr().int() - expected).abs().max() > 1:
                     times[name] = math.inf
     return times
