@@ -66,7 +66,9 @@ class OpRule:
         clamp: for an op that is a clamp, its bounds in a given call.
         saturates: the output is requantized, so that a clamp behind it is done by saturation.
         float_output: has a kernel that gives fp32, so that its output needs no qparams.
-        scale_equivariant: ``f(s * x) == s * f(x)`` for a positive scale per channel (what equalization reads).
+        scale_equivariant: ``f(s * x) == s * f(x)`` for a positive scale per channel, all tensor inputs scaled alike.
+        product: it scales with each of its inputs on its own.
+        affine: for a module whose ``weight`` and ``bias`` scale and shift its output, the axis they do it along.
         noop: whether a given call does nothing at inference.
         refuse: a reason why this very call cannot be int8, or None.
         prefer_float: why int8 is not the default although a kernel exists; an override still asks for it.
@@ -95,6 +97,8 @@ class OpRule:
     saturates: bool = False
     float_output: bool = False
     scale_equivariant: bool = False
+    product: bool = False
+    affine: int | None = None
     noop: Callable[[Call], bool] | None = None
     refuse: Callable[[Call], str | None] | None = None
     prefer_float: str = ""

@@ -13,13 +13,13 @@ from torch import Tensor
 def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
     """``x`` (any shape, float) as integers in ``[qmin, qmax]``, one scale for the whole tensor."""
     # The x86 kernels multiply by the fp32 reciprocal; dividing would round ties at other places.
-    steps = torch.round(x * torch.tensor(1.0 / scale, dtype=torch.float32))
-    return (steps + zero_point).clamp(qmin, qmax).to(_storage(qmin))
+    steps = (x * torch.tensor(1.0 / scale, dtype=torch.float32)).round_()
+    return steps.add_(zero_point).clamp_(qmin, qmax).to(_storage(qmin))
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
     """The float values of integers ``q``, one scale for the whole tensor."""
-    return (q.to(torch.float32) - zero_point) * scale
+    return q.to(torch.float32).sub_(zero_point).mul_(scale)
 
 
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:

@@ -13,10 +13,11 @@ from ..backends.base import OpTable
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass did: how many rewrites, and a reason for each node that it nearly rewrote."""
+    """What a pass did: how many rewrites, a remark for nodes it rewrote, a reason for each it nearly rewrote."""
 
     rewrites: int
     refusals: Mapping[fx.Node, str] = field(default_factory=dict)
+    remarks: Mapping[fx.Node, str] = field(default_factory=dict)
 
 
 class Pass(Protocol):

@@ -7,13 +7,12 @@ along the output channels (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx, nn
 
 from ..backends.base import OpRule, OpTable, Output
 from .base import PassResult, finish
+from .layer_weight import output_channels, rescale, shift
 
 
 class FoldBatchNorm:
@@ -36,7 +35,7 @@ class FoldBatchNorm:
                 refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
                 continue
             reason = self._refusal(layer, modules[str(bn.target)], calls)
-            if modules[str(bn.target)].num_features != _channels(modules[str(layer.target)], layer_rule):
+            if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_rule):
                 reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
             if reason:
                 refusals[bn] = reason
@@ -59,29 +58,16 @@ class FoldBatchNorm:
         return None
 
 
-def _channels(layer: Any, rule: OpRule) -> int:
-    """Number of output channels."""
-    return int(layer.weight.shape[rule.channel_axis] * (layer.groups if rule.channel_axis == 1 else 1))
-
-
 @torch.no_grad()
 def _fold(layer: nn.Module, bn: nn.Module, rule: OpRule) -> None:
-    mean, var, weight = bn.running_mean, bn.running_var, layer.weight
-    assert isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor) and isinstance(weight, torch.Tensor)
+    mean, var = bn.running_mean, bn.running_var
+    assert isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)
     # In double: a tiny variance would lose digits of W and b to fp32 twice.
     gain = torch.rsqrt(var.double() + float(bn.eps))  # type: ignore[arg-type]
     if isinstance(bn.weight, torch.Tensor):
         gain = gain * bn.weight.double()
-    bias = layer.bias.double() if isinstance(layer.bias, torch.Tensor) else torch.zeros_like(gain)
-    bias = (bias - mean.double()) * gain
+    offset = -mean.double() * gain
     if isinstance(bn.bias, torch.Tensor):
-        bias = bias + bn.bias.double()
-    axis = rule.channel_axis
-    # A grouped transposed conv holds its output channels as groups (outer) times axis 1.
-    groups = int(getattr(layer, "groups", 1)) if axis == 1 else 1
-    split = weight.double().reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-    along = [1] * split.dim()
-    along[0], along[axis + 1] = groups, -1
-    folded = (split * gain.reshape(along)).reshape(weight.shape)
-    layer.weight = nn.Parameter(folded.float(), weight.requires_grad)
-    layer.bias = nn.Parameter(bias.float(), weight.requires_grad)
+        offset = offset + bn.bias.double()
+    rescale(layer, rule, outputs=gain)
+    shift(layer, offset)

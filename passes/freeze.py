@@ -155,7 +155,7 @@ def _freeze_weight(
         _hold(gm, path, done[path], layer)
     with gm.graph.inserting_before(node):
         parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
-        weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
+        weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].grid.axis))
         bias = gm.graph.get_attr(f"{path}_int8_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
     call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
     args = (node.args[0], weight)
@@ -177,7 +177,7 @@ def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Modu
     """Register the parts of a quantized weight as buffers beside the module they come from."""
     owner_path, _, leaf = path.rpartition(".")
     owner = gm.get_submodule(owner_path)
-    parts = {"weight": weight.integers, "scale": weight.scale, "zero_point": weight.zero_point}
+    parts = {"weight": weight.integers, "scale": weight.grid.scale, "zero_point": weight.grid.zero_point}
     bias = getattr(layer, "bias", None)
     if isinstance(bias, Tensor):
         parts["bias"] = bias.detach().float()

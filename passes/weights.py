@@ -11,44 +11,91 @@ from ..backends.base import Backend, Call, OpRule
 from ..compiler.config import QuantConfig
 from ..compiler.qdq import quantize_channels
 
+# Shares of the largest weight that a scale may cover. Clipping more than this at 8 bits never pays.
+SHRINK = {8: (1.0, 0.97, 0.94, 0.91, 0.88), 7: (1.0, 0.95, 0.9, 0.85, 0.8)}
+SHRINK_FEW_BITS = tuple(1.0 - 0.05 * i for i in range(15))
+
 
 @dataclass(frozen=True)
-class QuantizedWeight:
-    """``integers`` (int8, the weight's shape); ``scale`` and ``zero_point`` per index of ``axis``, or one."""
+class WeightGrid:
+    """The integers a weight may take: from ``low`` to ``high``, at ``scale`` and ``zero_point`` along ``axis``."""
 
-    integers: Tensor
     scale: Tensor
     zero_point: Tensor
     axis: int
+    low: int
+    high: int
+
+    def integers(self, weight: Tensor) -> Tensor:
+        """``weight`` rounded to the nearest integers."""
+        return quantize_channels(weight, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """``integers`` (int8, the weight's shape) and what they mean."""
+
+    integers: Tensor
+    grid: WeightGrid
+
+
 def quantize_weight(
     call: Call, rule: OpRule, config: QuantConfig, backend: Backend, top: Tensor | None
 ) -> QuantizedWeight:
-    """Quantize the weight of a layer as ``config`` says, within what the backend's kernels compute exactly.
-
-    ``top``: the largest input integer per input channel (see :meth:`Backend.weight_scale_floor`).
-    """
+    """The weight of the layer in ``call``, rounded to the nearest of its :func:`weight_grid`."""
     assert call.module is not None and isinstance(call.module.weight, Tensor)
-    weight, axis = call.module.weight.detach(), rule.channel_axis
+    weight = call.module.weight.detach()
+    grid = weight_grid(call, rule, config, backend, weight, top)
+    return QuantizedWeight(grid.integers(weight), grid)
+
+
+@torch.no_grad()
+def weight_grid(
+    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+) -> WeightGrid:
+    """Where the integers of ``weight`` lie, as ``config`` says, within what the kernels compute exactly.
+
+    A symmetric scale is that of least squared error among several shares of the largest weight.
+
+    Args:
+        call: the layer.
+        rule: its row.
+        config: granularity, symmetry and bits.
+        backend: bounds the scales.
+        weight: fp32, of the layer or what would take its place.
+        top: the largest input integer per input channel (see :meth:`Backend.weight_scale_floor`).
+    """
+    axis = rule.channel_axis
     per_channel = config.weight_per_channel and rule.per_channel
     flat = weight.movedim(axis, 0).flatten(1) if per_channel else weight.reshape(1, -1)
     levels = 2 ** (config.weight_bits - 1)
     if config.weight_symmetric:
-        scale = flat.abs().amax(1) / (levels - 1)
         floor = backend.weight_scale_floor(call, weight, top)
+        if floor is not None and not per_channel:
+            floor = floor.amax().reshape(1)
+        scale = _least_error(flat, config.weight_bits, floor)
+        zero_point = torch.zeros_like(scale, dtype=torch.int64)
+        return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
+    # The raw integers meet the kernel, whatever the zero point: half of them must leave it room.
+    levels = min(levels, levels if backend.target.vnni else 64)
+    least, most = flat.amin(1).clamp_max(0), flat.amax(1).clamp_min(0)
+    scale = (most - least) / (2 * levels - 1)
+    scale = torch.where(scale > 0, scale, 1.0)
+    zero_point = (-levels - least / scale).round().clamp(-levels, levels - 1).to(torch.int64)
+    return WeightGrid(scale, zero_point, axis, -levels, levels - 1)
+
+
+def _least_error(flat: Tensor, bits: int, floor: Tensor | None) -> Tensor:
+    """The symmetric scale of each row of ``flat`` with the least squared error, none below ``floor``."""
+    largest = flat.abs().amax(1) / (2 ** (bits - 1) - 1)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for share in SHRINK.get(bits, SHRINK_FEW_BITS):
+        scale = largest * share
         if floor is not None:
-            scale = torch.maximum(scale, floor if per_channel else floor.amax().reshape(1))
-        low, zero_point = 1 - levels, torch.zeros_like(scale, dtype=torch.int64)
-        scale = torch.where(scale > 0, scale, 1.0)
-    else:
-        # The raw integers meet the kernel, whatever the zero point: half of them must leave it room.
-        levels = min(levels, levels if backend.target.vnni else 64)
-        least, most = flat.amin(1).clamp_max(0), flat.amax(1).clamp_min(0)
-        scale = (most - least) / (2 * levels - 1)
-        scale = torch.where(scale > 0, scale, 1.0)
-        low = -levels
-        zero_point = (low - least / scale).round().clamp(low, levels - 1).to(torch.int64)
-    integers = quantize_channels(weight, scale, zero_point, axis, low, levels - 1)
-    return QuantizedWeight(integers, scale.float(), zero_point, axis)
+            scale = torch.maximum(scale, floor)
+        steps = torch.where(scale > 0, scale, 1.0)[:, None]
+        bound = 2 ** (bits - 1) - 1
+        error = ((flat / steps).round_().clamp_(-bound, bound).mul_(steps) - flat).square_().sum(1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return best

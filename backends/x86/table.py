@@ -107,21 +107,22 @@ WEIGHTED = [
 ]
 
 BATCH_NORMS = [
-    observed("batch_norm1d", nn.BatchNorm1d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm1d.default)),
-    observed("batch_norm2d", nn.BatchNorm2d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm2d.default)),
-    observed("batch_norm3d", nn.BatchNorm3d, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm3d.default)),
+    observed("batch_norm1d", nn.BatchNorm1d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm1d.default)),
+    observed("batch_norm2d", nn.BatchNorm2d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm2d.default)),
+    observed("batch_norm3d", nn.BatchNorm3d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm3d.default)),
 ]
 
 BINARY = [
     observed(
         "add", torch.add, (operator.add, operator.iadd, "add", "add_", "__add__"), inputs=2,
-        kernels=k.binary(Q.add.default), refuse=refuse_binary,
+        scale_equivariant=True, kernels=k.binary(Q.add.default), refuse=refuse_binary,
     ),
     observed(
         "mul", torch.mul, (operator.mul, operator.imul, "mul", "mul_", torch.multiply), inputs=2,
-        kernels=k.binary(Q.mul.default), refuse=refuse_binary,
+        product=True, kernels=k.binary(Q.mul.default), refuse=refuse_binary,
     ),
-    floating("sub", torch.sub, (operator.sub, operator.isub, "sub", "sub_"), inputs=2, reason=NO_KERNEL),
+    floating("sub", torch.sub, (operator.sub, operator.isub, "sub", "sub_"), inputs=2, scale_equivariant=True,
+             reason=NO_KERNEL),
     floating(
         "div", torch.div, (operator.truediv, operator.itruediv, "div", "div_", torch.true_divide), inputs=2,
         reason=NO_KERNEL,
@@ -130,8 +131,8 @@ BINARY = [
         "matmul", torch.matmul, (operator.matmul, "matmul", torch.bmm, "bmm"), inputs=2,
         kernels=k.elementwise_pair(Q.matmul.default), prefer_float=DEQUANTIZES,
     ),
-    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, kernels=k.cat),
-    OpRule("stack", torch.stack, (), "dim", inputs=0, joins=True, kernels=k.cat),
+    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, scale_equivariant=True, kernels=k.cat),
+    OpRule("stack", torch.stack, (), "dim", inputs=0, joins=True, scale_equivariant=True, kernels=k.cat),
 ]  # fmt: skip
 
 CLAMPS = [
@@ -176,18 +177,18 @@ ACTIVATIONS = [
 
 NORMS = [
     OpRule(
-        "layer_norm", nn.LayerNorm, prefer_float=DEQUANTIZES,
+        "layer_norm", nn.LayerNorm, affine=-1, prefer_float=DEQUANTIZES,
         kernels=k.elementwise(
             Q.layer_norm.default, extra=lambda c: (list(c.module.normalized_shape), c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr,arg-type]  # noqa: E501
     ),
     OpRule(
-        "group_norm", nn.GroupNorm, prefer_float=DEQUANTIZES,
+        "group_norm", nn.GroupNorm, affine=1, prefer_float=DEQUANTIZES,
         kernels=k.elementwise(
             Q.group_norm.default, extra=lambda c: (c.module.num_groups, c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]
     ),
     *(
         OpRule(
-            f"instance_norm{d}d", getattr(nn, f"InstanceNorm{d}d"), prefer_float=DEQUANTIZES,
+            f"instance_norm{d}d", getattr(nn, f"InstanceNorm{d}d"), affine=1, prefer_float=DEQUANTIZES,
             refuse=lambda c: "it keeps running statistics" if c.param("track_running_stats") else None,
             kernels=k.elementwise(
                 Q.instance_norm.default, extra=lambda c: (c.module.weight, c.module.bias, c.module.eps)),  # type: ignore[union-attr]
@@ -272,8 +273,8 @@ NOOPS = [
              "p training", views=True, noop=_at_inference, reason="drops values at random, also at inference"),
     floating("contiguous", "contiguous", views=True, noop=_always, reason="does nothing"),
     floating("detach", torch.detach, ("detach",), views=True, noop=_always, reason="does nothing"),
-    floating("quant_stub", quant_stub, views=True, reason="border of the quantized region"),
-    floating("dequant_stub", dequant_stub, views=True, reason="border of the quantized region"),
+    floating("quant_stub", quant_stub, views=True, scale_equivariant=True, reason="border of the quantized region"),
+    floating("dequant_stub", dequant_stub, views=True, scale_equivariant=True, reason="border of the quantized region"),
 ]  # fmt: skip
 
 SIZES = [

@@ -60,7 +60,7 @@ def worst_inputs(weight: Tensor, high: Tensor, groups: int, size: tuple[int, ...
 
 def exact(layer: nn.Module, quantized: QuantizedWeight, x: Tensor) -> Tensor:
     """The sum of products of integers, in float64."""
-    w = quantized.integers.double() - quantized.zero_point.double().reshape(-1, *[1] * (quantized.integers.dim() - 1))
+    w = quantized.integers.double() - quantized.grid.zero_point.double().reshape(-1, *[1] * (quantized.integers.dim() - 1))
     if isinstance(layer, nn.Linear):
         return F.linear(x.double(), w)
     assert isinstance(layer, nn.Conv2d)
@@ -70,7 +70,7 @@ def exact(layer: nn.Module, quantized: QuantizedWeight, x: Tensor) -> Tensor:
 def kernel(layer: nn.Module, quantized: QuantizedWeight, x: Tensor, engine: str, scale: float, zero: int) -> Tensor:
     """What the engine's kernel makes of integers `x`: output integers at `scale`, all weight scales being 1."""
     ones = torch.ones(quantized.integers.shape[0], dtype=torch.float64)
-    zeros = quantized.zero_point.long().expand(len(ones)).contiguous()
+    zeros = quantized.grid.zero_point.long().expand(len(ones)).contiguous()
     w = torch._make_per_channel_quantized_tensor(quantized.integers, ones, zeros, 0)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,254 @@
+"""Which channels of a graph must share a scale: what equalization needs to know before it moves one.
+
+Every output channel of a layer gets a slot. A slot travels with its channel through all ops that a positive scale
+commutes with, is shared where values are added, and ends at the layers that read it or, *pinned*, at anything
+else. Whatever happens to channels on the way (concatenation, shuffle, flatten) needs no knowledge of the op: the
+op itself is run on the numbers of the slots, and the result read back.
+
+The slots of a value are a tensor of as many axes, of size 1 along those that make no difference.
+
+The classes of slots that must have one scale are the connected components of "is added to". A class can be
+scaled if it is not pinned: divide the outputs of all its producers by ``s``, multiply the inputs of all its
+consumers by ``s`` (Nagel et al. 2019, arXiv:1906.04721, eq. 6, for one producer and one consumer).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from ..backends.base import OpRule, OpTable, Output
+from ..backends.units import tensor_inputs
+from ..compiler.batches import Batch
+from ..compiler.values import bind_inputs
+from .layer_weight import input_channels, output_channels
+
+
+@dataclass(frozen=True)
+class Port:
+    """One side of a layer that can take in a scale: its output or its input channels, with their classes."""
+
+    node: fx.Node
+    layer: nn.Module
+    rule: OpRule
+    slots: Tensor
+
+
+@dataclass(frozen=True)
+class ScaleClasses:
+    """Classes of channels that share a scale.
+
+    Attributes:
+        count: how many there are.
+        producers, consumers: layers that give and that read them.
+        free: ``(count,)``, whether a class may be scaled.
+        refusals: for each layer with an output that is not free, why.
+        inputs: for each consumer, the value that it reads and the axis of its channels.
+    """
+
+    count: int
+    producers: Sequence[Port]
+    consumers: Sequence[Port]
+    free: Tensor
+    refusals: Mapping[fx.Node, str]
+    inputs: Mapping[fx.Node, tuple[fx.Node, int]]
+
+
+def scale_classes(
+    gm: fx.GraphModule, table: OpTable, example: Batch, refuse: Callable[[fx.Node], str | None]
+) -> ScaleClasses:
+    """Follow every channel through a normalised graph, on one example.
+
+    ``refuse`` gives a reason why a layer must be left as it is, or None.
+    """
+    tracker = _Tracker(gm, table, refuse)
+    with torch.no_grad():
+        tracker.run(*bind_inputs(gm, *example))
+    return tracker.result()
+
+
+class _Tracker(fx.Interpreter):
+    def __init__(self, gm: fx.GraphModule, table: OpTable, refuse: Callable[[fx.Node], str | None]) -> None:
+        super().__init__(gm)
+        self.table, self.refuse = table, refuse
+        self.modules = dict(gm.named_modules())
+        self.calls = Counter(_weight_of(self.modules[str(n.target)]) for n in gm.graph.nodes if n.op == "call_module")
+        self.known: dict[fx.Node, Any] = {}  # slots of a value, or of each in a tuple
+        self.count = 0
+        self.producers: list[Port] = []
+        self.consumers: list[Port] = []
+        self.inputs: dict[fx.Node, tuple[fx.Node, int]] = {}
+        self.equal: list[tuple[Tensor, Tensor]] = []
+        self.pins: list[tuple[Tensor, str]] = []
+        self.refusals: dict[fx.Node, str] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.op == "output":
+            self._pin(n.all_input_nodes, "it is an output of the model")
+        elif n.op not in ("placeholder", "get_attr"):
+            self._track(n, result)
+        return result
+
+    def _track(self, n: fx.Node, result: Any) -> None:
+        rule = self.table.of(n, self.modules)
+        if rule is None:
+            self._pin(n.all_input_nodes, f"'{n.name}' is not known to fxquant")
+        elif rule.output is Output.META:
+            return
+        elif n.op == "call_module" and (rule.weighted or rule.affine is not None):
+            self._layer(n, rule, self.modules[str(n.target)], result)
+        elif rule.product:
+            self._product(n, rule, result)
+        elif not rule.scale_equivariant:
+            self._pin(n.all_input_nodes, f"{rule.name} '{n.name}' is not scale-equivariant")
+        elif rule.inputs == 2:
+            self._sum(n, rule)
+        else:
+            self._follow(n, rule)
+
+    def _layer(self, n: fx.Node, rule: OpRule, layer: nn.Module, result: Tensor) -> None:
+        reason = self.refuse(n)
+        if self.calls[_weight_of(layer)] > 1:
+            reason = f"the weight of '{n.target}' is used {self.calls[_weight_of(layer)]} times"
+        elif not isinstance(getattr(layer, "weight", None), Tensor):
+            reason = f"'{n.target}' has no weight"
+        if reason or rule.output is Output.WEIGHT_ONLY:
+            self._pin(n.all_input_nodes, reason or f"{rule.name} looks rows up")
+            self.refusals |= {n: reason} if reason else {}
+            return
+        weight: Any = layer.weight
+        if rule.weighted:
+            self._consume(n, rule, layer, n.args[0])  # type: ignore[arg-type]
+            axis = result.dim() - (weight.dim() - 1)
+        else:
+            self._pin(n.all_input_nodes, f"{rule.name} '{n.name}' is not scale-equivariant")
+            axis = rule.affine % result.dim()  # type: ignore[operator]
+        channels = output_channels(layer, rule)
+        if result.shape[axis] != channels or (not rule.weighted and weight.dim() > 1):
+            return
+        slots = torch.arange(self.count, self.count + channels)
+        self.count += channels
+        along = [1] * result.dim()
+        along[axis] = channels
+        self.known[n] = slots.reshape(along)
+        self.producers.append(Port(n, layer, rule, slots))
+
+    def _consume(self, n: fx.Node, rule: OpRule, layer: Any, source: fx.Node) -> None:
+        known = self.known.get(source)
+        if not isinstance(known, Tensor):
+            return
+        axis = known.dim() - (layer.weight.dim() - 1)
+        channels = input_channels(layer, rule)
+        if known.numel() != known.shape[axis]:
+            self._pin([source], f"{rule.name} '{n.name}' reads another axis")
+            return
+        self.consumers.append(Port(n, layer, rule, known.flatten().expand(channels)))
+        self.inputs[n] = (source, axis)
+
+    def _product(self, n: fx.Node, rule: OpRule, result: Tensor) -> None:
+        """A product scales with each factor: the first whose shape it keeps takes the scale along."""
+        factors = tensor_inputs(n, rule)
+        if len(set(factors)) < len(factors):
+            self._pin(factors, f"{rule.name} '{n.name}' squares it")
+            return
+        carrier = next((f for f in factors if f in self.known and self.env[f].shape == result.shape), None)
+        self._pin([f for f in factors if f is not carrier], f"it is a factor in '{n.name}'")
+        if carrier is not None:
+            self.known[n] = self.known[carrier]
+
+    def _sum(self, n: fx.Node, rule: OpRule) -> None:
+        terms = tensor_inputs(n, rule)
+        known = [self.known.get(t) for t in terms]
+        if len(terms) < 2 or not all(isinstance(k, Tensor) for k in known):
+            self._pin(terms, f"{rule.name} '{n.name}' adds what cannot be scaled")
+            return
+        first, second = torch.broadcast_tensors(*known)
+        self.equal.append((first.flatten(), second.flatten()))
+        self.known[n] = first
+
+    def _follow(self, n: fx.Node, rule: OpRule) -> None:
+        """Run the op on the slots' numbers."""
+        sources = tensor_inputs(n, rule)
+        known = [self.known.get(s) for s in sources]
+        if n.target is operator.getitem and known and isinstance(known[0], tuple):
+            self.known[n] = known[0][n.args[1]]  # type: ignore[index]
+            return
+        if not known or not all(isinstance(k, Tensor) for k in known):
+            self._pin(sources, f"{rule.name} '{n.name}' joins it with what cannot be scaled")
+            return
+        probes = {s: (k + 1).float().expand(self.env[s].shape) for s, k in zip(sources, known, strict=True)}
+        args, kwargs = (map_arg(a, lambda m: probes.get(m, self.env[m])) for a in (n.args, n.kwargs))
+        given = getattr(self, n.op)(n.target, args, kwargs)
+        found = [_decode(t) for t in (given if isinstance(given, list | tuple) else [given])]
+        if any(f is None for f in found):
+            self._pin(sources, f"{rule.name} '{n.name}' mixes channels")
+            return
+        self.known[n] = tuple(found) if isinstance(given, list | tuple) else found[0]
+
+    def _pin(self, nodes: Sequence[fx.Node], reason: str) -> None:
+        for node in nodes:
+            known = self.known.get(node)
+            parts = known if isinstance(known, tuple) else (known,)
+            self.pins += [(k.flatten(), reason) for k in parts if k is not None]
+
+    def result(self) -> ScaleClasses:
+        """What was found, with slots numbered by their class."""
+        label = _components(self.count, self.equal)
+        why = torch.full((self.count,), -1)
+        for number, (slots, _) in enumerate(self.pins):
+            why[label[slots]] = torch.where(why[label[slots]] < 0, number, why[label[slots]])
+
+        def labelled(ports: list[Port]) -> list[Port]:
+            return [Port(p.node, p.layer, p.rule, label[p.slots]) for p in ports]
+
+        producers = labelled(self.producers)
+        read = torch.zeros(self.count, dtype=torch.bool)
+        for port in labelled(self.consumers):
+            read[port.slots] = True
+        for port in producers:
+            pinned = why[port.slots].max()
+            if pinned >= 0:
+                self.refusals[port.node] = self.pins[int(pinned)][1]
+            elif not read[port.slots].all():
+                self.refusals[port.node] = "no layer reads it"
+        free = (why < 0) & read
+        return ScaleClasses(self.count, producers, labelled(self.consumers), free, self.refusals, self.inputs)
+
+
+def _weight_of(layer: nn.Module) -> int:
+    """Identity of a layer's weight: tied layers have one."""
+    return id(getattr(layer, "weight", None)) if isinstance(getattr(layer, "weight", None), Tensor) else id(layer)
+
+
+def _decode(result: Tensor) -> Tensor | None:
+    """The slots of an op's result on slots counted from 1; None where it is none of them."""
+    numbers = result.round().long()
+    if (result - numbers).abs().max() > 0.1 or numbers.min() < 1:
+        return None
+    for axis in range(numbers.dim()):
+        first = numbers.narrow(axis, 0, 1)
+        numbers = first if (numbers == first).all() else numbers
+    return numbers - 1
+
+
+def _components(count: int, edges: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The smallest member of each node's connected component."""
+    label = torch.arange(count)
+    if not edges:
+        return label
+    a, b = (torch.cat(ends) for ends in zip(*edges, strict=True))
+    while True:
+        low = torch.minimum(label[a], label[b])
+        new = label.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
+        new = new[new]
+        if torch.equal(new, label):
+            return label
+        label = new
