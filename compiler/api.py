@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..backends.base import Backend, Target
 from ..backends.reference import ReferenceBackend
 from ..backends.x86 import X86Backend
 from ..backends.x86.executors import EXECUTORS
-from .batches import as_batches
+from .batches import Sample, as_batches
 from .capture import Leaf, check_model
 from .config import QuantConfig
 from .errors import ConfigError, StateError, nearest
@@ -78,7 +79,13 @@ def compile(
         raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
     if calibration is None:
         return QuantizedModule(prepared)
-    for args, kwargs in as_batches(calibration, prepared.graph_module, calibration_batches):
+    batches = as_batches(calibration, prepared.graph_module, calibration_batches)
+    first, sample = [], Sample()
+    while not sample.full and (batch := next(batches, None)) is not None:
+        first.append(batch)
+        sample.keep(batch)
+    prepared.begin(sample)
+    for args, kwargs in itertools.chain(first, batches):
         prepared(*args, **kwargs)
     return convert(prepared)
 

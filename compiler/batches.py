@@ -16,6 +16,10 @@ from .values import bind_inputs
 Result = TypeVar("Result")
 Batch = tuple[tuple[Any, ...], dict[str, Any]]
 
+# What is kept of the calibration data, for the passes that look at it more than once.
+SAMPLE_BATCHES = 8
+SAMPLE_BYTES = 16 * 2**20
+
 
 def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[Batch]:
     """At most ``limit`` batches of ``calibration``, one at a time, as ``(args, kwargs)`` of the forward.
@@ -81,5 +85,28 @@ def run_batch(run: Callable[..., Result], batch: Batch, number: int) -> Result:
     except CalibrationError:
         raise
     except Exception as error:
-        shapes = [tuple(v.shape) for v in (*batch[0], *batch[1].values()) if isinstance(v, Tensor)]
+        shapes = [tuple(v.shape) for v in _values(batch) if isinstance(v, Tensor)]
         raise CalibrationError(f"The forward fails on calibration batch {number} (shapes {shapes}): {error}") from error
+
+
+class Sample(list[Batch]):
+    """The first batches of the calibration data, detached from what the caller may change; bounded in size."""
+
+    @property
+    def full(self) -> bool:
+        """Whether :meth:`keep` takes no more."""
+        size = sum(v.numel() * v.element_size() for b in self for v in _values(b) if isinstance(v, Tensor))
+        return len(self) >= SAMPLE_BATCHES or size >= SAMPLE_BYTES
+
+    def keep(self, batch: Batch) -> None:
+        """Append a copy of ``batch`` unless the sample is full."""
+        if not self.full:
+            self.append((tuple(_copied(v) for v in batch[0]), {k: _copied(v) for k, v in batch[1].items()}))
+
+
+def _values(batch: Batch) -> list[Any]:
+    return [*batch[0], *batch[1].values()]
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -13,6 +13,8 @@ from .errors import ConfigError, nearest
 
 WEIGHT_SCHEMES = ("per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine", "per_tensor_affine")
 ACTIVATION_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric")
+ROUNDINGS = ("nearest", "learned")
+SWITCH = ("auto", True, False)
 OBSERVERS = ("histogram", "minmax", "moving_average", "percentile", "entropy")
 
 Override = Union["QuantConfig", None]
@@ -29,6 +31,18 @@ class QuantConfig:
         observer: how activation ranges are found: ``"histogram"`` (range of least squared error), ``"minmax"``,
             ``"moving_average"``, ``"percentile"`` (99.99 %) or ``"entropy"`` (least KL divergence).
         weight_bits: 2 to 8; fewer than 8 run on the int8 kernels with the narrower range.
+        rounding: of weights: ``"nearest"``, or ``"learned"`` (each weight up or down so that the layer's output error
+            is least; Nagel et al. 2020, arXiv:2004.10568), which takes seconds to minutes.
+        rounding_seconds: time budget for learned rounding of the whole model; layers beyond it round to nearest.
+        equalize: scale channels across layers so that weight ranges are alike (see :mod:`fxquant.passes.equalize`).
+            ``"auto"``: for layers whose weights have one scale.
+        smooth: scale channels across layers so that activation ranges are alike, as far as the weights can bear it
+            (:mod:`fxquant.passes.smooth`). ``"auto"``: where the estimated noise falls.
+        absorb_bias: move what an activation never falls below into the next bias (:mod:`fxquant.passes.absorb_bias`).
+            ``"auto"``: behind layers that were equalized.
+        correct_bias: remove the mean error that quantization adds to each output channel
+            (:mod:`fxquant.passes.correct_bias`). ``"auto"``: where the error of the whole model falls.
+        relu6_as_relu: replace every ReLU6 by ReLU, which changes the function, so that equalization can pass it.
         overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
             covers all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``); a
             value is a :class:`QuantConfig`, or ``None`` to leave the part in fp32. A path beats a class or an
@@ -42,6 +56,13 @@ class QuantConfig:
     activation: str = "per_tensor_affine"
     observer: str = "histogram"
     weight_bits: int = 8
+    rounding: str = "nearest"
+    rounding_seconds: float = 300.0
+    equalize: bool | str = "auto"
+    smooth: bool | str = "auto"
+    absorb_bias: bool | str = "auto"
+    correct_bias: bool | str = "auto"
+    relu6_as_relu: bool = False
     overrides: Mapping[str | type[nn.Module], Override] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,12 +70,17 @@ class QuantConfig:
             ("weight", WEIGHT_SCHEMES),
             ("activation", ACTIVATION_SCHEMES),
             ("observer", OBSERVERS),
+            ("rounding", ROUNDINGS),
+            *((name, SWITCH) for name in ("equalize", "smooth", "absorb_bias", "correct_bias")),
+            ("relu6_as_relu", (True, False)),
         ):
             value = getattr(self, name)
-            if value not in valid:
-                raise ConfigError(f"QuantConfig.{name} is {value!r}. {nearest(value, valid)}")
+            if not any(value is v or (isinstance(v, str) and value == v) for v in valid):
+                raise ConfigError(f"QuantConfig.{name} is {value!r}. {nearest(value, map(str, valid))}")
         if not isinstance(self.weight_bits, int) or not 2 <= self.weight_bits <= 8:
             raise ConfigError(f"QuantConfig.weight_bits is {self.weight_bits!r}; it must be an int from 2 to 8.")
+        if not isinstance(self.rounding_seconds, int | float) or not self.rounding_seconds > 0:
+            raise ConfigError(f"QuantConfig.rounding_seconds is {self.rounding_seconds!r}; it must be positive.")
         self._check_overrides()
 
     def _check_overrides(self) -> None:

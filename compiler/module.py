@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..backends.base import Lowered
-from .batches import run_batch
+from .batches import Batch, Sample, run_batch
 from .errors import StateError
-from .pipeline import Work, convert, example_of, prepare
+from .pipeline import Work, convert, prepare
 from .report import Report
 
 
@@ -24,7 +24,7 @@ class Prepared(nn.Module):
         super().__init__()
         self.graph_module = work.gm
         self.work = work
-        self._example: Any = None
+        self._sampled = False
         self._calls = 0
         self.converted = False
 
@@ -37,18 +37,34 @@ class Prepared(nn.Module):
         if self.converted:
             raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
         batch = (args, kwargs)
-        if self._example is None:
-            example = example_of(batch)
-            prepare(self.work, example)
-            self._example = example
+        if not self.begun:
+            first = Sample()
+            first.keep(batch)
+            prepare(self.work, first)
+        elif not self._sampled:
+            self.work.sample.keep(batch)
         result = run_batch(self.graph_module, batch, self._calls)
         self._calls += 1
         return result
 
+    def begin(self, sample: Sample) -> None:
+        """Place observers, with all of ``sample`` known at once; without it the first call is all there is.
+
+        Raises:
+            CalibrationError: the forward fails on the sample.
+        """
+        prepare(self.work, sample)
+        self._sampled = True
+
     @property
-    def example(self) -> Any:
-        """The first batch seen, as ``(args, kwargs)``; None before."""
-        return self._example
+    def begun(self) -> bool:
+        """Whether the observers are in place."""
+        return bool(self.work.sample)
+
+    @property
+    def example(self) -> Batch:
+        """The first batch seen."""
+        return self.work.sample[0]
 
     def extra_repr(self) -> str:
         return str(self.work.gm.graph)
@@ -77,11 +93,11 @@ class QuantizedModule(nn.Module):
         if self._lowered is not None:
             raise StateError("The module is frozen already.")
         (prepared,) = self._prepared
-        if prepared.example is None:
+        if not prepared.begun:
             raise StateError("The module has seen no data: call it on calibration batches before freeze().")
         if prepared.converted:
             raise StateError("The prepared module was converted already. Prepare the model again.")
-        self._lowered, self._report = convert(prepared.work, prepared.example)
+        self._lowered, self._report = convert(prepared.work)
         prepared.converted = True
         return self
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import fx, nn
 
 from ..backends.base import Backend, Frozen, Lowered
+from ..passes.absorb_bias import AbsorbBias
 from ..passes.assign_precision import Assignment, assign_precision
-from ..passes.base import Pass
+from ..passes.base import Pass, PassResult
+from ..passes.choice import Choice, only_with_one_scale
+from ..passes.correct_bias import correct_bias
 from ..passes.eliminate_noops import EliminateNoops
+from ..passes.equalize import Equalize
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
+from ..passes.learn_rounding import LearnRounding
 from ..passes.place import place
+from ..passes.relu6_as_relu import Relu6AsRelu
+from ..passes.smooth import Smooth
 from ..passes.verify import verify
-from .batches import Batch, run_batch
+from .batches import Sample, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig, resolve
 from .errors import ModelError
+from .lockstep import twin
 from .normalize import normalize
 from .report import Report, build_report, parameter_bytes
 from .values import run_values
@@ -41,7 +48,8 @@ class Work:
 
     Attributes:
         gm: the graph, rewritten in place from step to step; a copy of the model's from the start.
-        notes: refusals of passes, by node.
+        notes: remarks and refusals of passes, by node.
+        sample: a few batches, kept for the passes that need data; empty before :func:`prepare`.
         snapshots: the graph after each step, if asked for.
         assignment: int8 or fp32 for every op; None before :func:`prepare`.
     """
@@ -52,16 +60,25 @@ class Work:
     notes: dict[fx.Node, str] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
     assignment: Assignment | None = None
+    sample: Sample = field(default_factory=Sample)
 
     def snapshot(self, step: str) -> None:
         """Keep the graph as it is after ``step``."""
         if self.options.snapshots:
             self.snapshots[step] = str(self.gm.graph)
 
-    def apply(self, rewrite: Pass) -> None:
-        """Run a pass and keep what it refused."""
-        self.notes |= rewrite(self.gm, self.options.backend.table).refusals
+    def apply(self, rewrite: Pass, with_refusals: bool = True) -> int:
+        """Run a pass and keep what it says. Returns the number of its rewrites."""
+        result = rewrite(self.gm, self.options.backend.table)
+        self.note(result, with_refusals)
         self.snapshot(rewrite.name)
+        return result.rewrites
+
+    def note(self, result: PassResult, with_refusals: bool = True) -> None:
+        """Keep what a pass says for the report."""
+        for texts in (result.remarks, result.refusals if with_refusals else {}):
+            for node, text in texts.items():
+                self.notes[node] = f"{self.notes[node]}; {text}" if node in self.notes else text
 
 
 def start(model: nn.Module, options: Options) -> Work:
@@ -72,11 +89,15 @@ def start(model: nn.Module, options: Options) -> Work:
     work.snapshot("capture")
     work.apply(FoldBatchNorm())
     work.apply(EliminateNoops())
+    if options.config.relu6_as_relu:
+        work.apply(Relu6AsRelu())
     return work
 
 
-def prepare(work: Work, example: Batch) -> Work:
-    """Decide the precision of every op and place observers and stubs. ``work.gm`` stays a runnable fp32 graph.
+def prepare(work: Work, sample: Sample) -> Work:
+    """Decide the precision of every op, even out channels, place observers and stubs. ``work.gm`` stays fp32.
+
+    ``sample``: the first batches of the calibration data, at least one.
 
     Raises:
         CalibrationError: the forward fails on the example.
@@ -85,7 +106,7 @@ def prepare(work: Work, example: Batch) -> Work:
     """
     gm, table = work.gm, work.options.backend.table
     # First of all: an example that does not fit must change nothing.
-    values = run_batch(lambda *args, **kwargs: run_values(gm, args, kwargs), example, 0)
+    values = run_batch(lambda *args, **kwargs: run_values(gm, args, kwargs), sample[0], 0)
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
     named = []
     for node in gm.graph.nodes:
@@ -96,18 +117,42 @@ def prepare(work: Work, example: Batch) -> Work:
     work.assignment = assign_precision(gm, table, config, values)
     if not work.assignment.int8_units:
         raise ModelError(_nothing_to_quantize(work.assignment))
-    work.notes |= work.assignment.matched.refusals
+    work.note(PassResult(0, work.assignment.matched.refusals))
+    work.sample = sample
+    even_out(work)
     place(gm, work.assignment)
     work.snapshot("place")
     return work
 
 
-def convert(work: Work, example: Batch) -> tuple[Lowered, Report]:
+def even_out(work: Work) -> None:
+    """Scale and shift channels across layers, as far as the configuration wants it. Exact."""
+    assignment, backend, sample = work.assignment, work.options.backend, work.sample
+    assert assignment is not None
+    one_scale, anywhere = only_with_one_scale(assignment), lambda node: None
+    equalize = Choice(assignment, "equalize", one_scale)
+    if equalize.leaves_any:
+        work.apply(Equalize(sample[0], equalize))
+    smooth = Choice(assignment, "smooth", anywhere)
+    if smooth.leaves_any:
+        work.apply(Smooth(assignment, backend, sample, smooth), with_refusals=assignment.config.default.smooth is True)
+    absorb = Choice(assignment, "absorb_bias", one_scale)
+    if absorb.leaves_any:
+        work.apply(AbsorbBias(sample, absorb))
+
+
+def convert(work: Work) -> tuple[Lowered, Report]:
     """From a calibrated graph to a verified, lowered one."""
     assert work.assignment is not None
+    exact = twin(work.gm)
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
-    lowered = work.options.backend.lower(Frozen(work.gm, *example, frozenset(work.assignment.reasons)))
+    learn = LearnRounding(exact, work.assignment, work.sample)
+    work.note(learn(work.gm))
+    work.note(correct_bias(work.gm, exact, work.assignment, work.sample))
+    work.snapshot("correct_bias")
+    frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons))
+    lowered = work.options.backend.lower(frozen)
     work.snapshot("lower")
     verify(lowered, work.assignment)
     table = work.options.backend.table
@@ -119,12 +164,3 @@ def _nothing_to_quantize(assignment: Assignment) -> str:
     reasons = [f"  {n.name}: {r}" for n, r in assignment.reasons.items()][:10]
     listed = "\n" + "\n".join(reasons) if reasons else " It has no op that fxquant knows."
     return f"The model has nothing to quantize.{listed}"
-
-
-def example_of(batch: Batch) -> Batch:
-    """``batch`` detached from what the caller may change."""
-
-    def keep(value: Any) -> Any:
-        return value.detach().clone() if hasattr(value, "detach") else value
-
-    return tuple(keep(v) for v in batch[0]), {k: keep(v) for k, v in batch[1].items()}

@@ -59,3 +59,11 @@ def tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def attribute(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The tensor that a ``get_attr`` node stands for."""
+    value: Any = gm
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 from torch import fx, nn
@@ -15,8 +16,11 @@ from ..compiler.types import ValueInfo
 
 OUTSIDE_STUBS = "outside of the model's QuantStub/DeQuantStub region"
 NO_GAIN = "an int8 region without conv or linear gains nothing over its borders"
-MIXED = "most of its neighbours are fp32: the borders would cost more than int8 saves"
+MIXED = "its surroundings are fp32: the borders would cost more than int8 saves"
 PASSES = "its input is fp32 and passes through"
+
+_INT8, _FP32 = "int8", "fp32"  # source and sink of the cut
+_BORDER, _PREFER_INT8 = 10**6, 1  # capacities: borders count first, then int8 units
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def assign_precision(
         reason = (OUTSIDE_STUBS if unit.root in outside else None) or _own_reason(unit, modules, config, values)
         if reason:
             reasons[unit.root] = reason
-    _settle(matched, reasons, config)
+    _settle(matched, reasons, config, values)
     return Assignment(matched, reasons, config, values)
 
 
@@ -88,40 +92,77 @@ def _own_reason(
     return rule.prefer_float if rule.prefer_float and key is None else None
 
 
-def _settle(matched: Matched, reasons: dict[fx.Node, str], config: ResolvedConfig) -> None:
-    """Move units to fp32 until none of the rules of a region applies."""
+def _settle(
+    matched: Matched, reasons: dict[fx.Node, str], config: ResolvedConfig, values: Mapping[fx.Node, ValueInfo]
+) -> None:
+    """Move units without weights to fp32 where that saves borders, and regions without a weighted unit as a whole."""
     owner = {n: u for u in matched.units for n in u.nodes}
-    changed = True
-    while changed:
-        before = len(reasons)
-        for unit in matched.units:
-            if unit.root in reasons or unit.rule.weighted:
-                continue
-            reason = _region_reason(unit, owner, reasons, config)
-            if reason:
-                reasons[unit.root] = reason
-        for region in _regions(matched, owner, reasons):
-            if not any(u.rule.weighted for u in region):
-                reasons |= {u.root: NO_GAIN for u in region if config.key_of(u.root) is None}
-        changed = len(reasons) != before
+    fp32 = _fewest_borders(matched, owner, reasons, config, values)
+    for unit in matched.units:
+        if unit.root not in reasons and unit.root in fp32:
+            reasons[unit.root] = PASSES if unit.rule.output is Output.SHARED else MIXED
+    for region in _regions(matched, owner, reasons):
+        if not any(u.rule.weighted for u in region):
+            reasons |= {u.root: NO_GAIN for u in region if config.key_of(u.root) is None}
 
 
-def _region_reason(
-    unit: Unit, owner: dict[fx.Node, Unit], reasons: dict[fx.Node, str], config: ResolvedConfig
-) -> str | None:
-    def int8(node: fx.Node) -> bool:
-        return node in owner and owner[node].root not in reasons and owner[node].rule.output is not Output.WEIGHT_ONLY
+def _fewest_borders(
+    matched: Matched,
+    owner: dict[fx.Node, Unit],
+    reasons: dict[fx.Node, str],
+    config: ResolvedConfig,
+    values: Mapping[fx.Node, ValueInfo],
+) -> set[fx.Node]:
+    """Roots of the units on the fp32 side of a minimum cut.
 
-    if unit.rule.output is Output.SHARED:
-        return None if all(int8(n) for n in unit.inputs) else PASSES
-    if config.key_of(unit.root) is not None:
-        return None
-    readers = [int8(u) for u in unit.output.users]
-    # A producer that can give fp32 as well costs nothing on either side.
-    sources = [int8(n) for n in unit.inputs if not (int8(n) and owner[n].rule.float_output)]
-    borders_if_int8 = sources.count(False) + (False in readers)
-    borders_if_fp32 = sources.count(True) + (True in readers)
-    return MIXED if borders_if_int8 > borders_if_fp32 else None
+    A value that int8 computes and fp32 reads costs a border, as does the reverse; none, where its op can give fp32
+    as well. What has a weight, or an override, stays where it is; what passes integers through is int8 only with
+    its inputs. Among equal cuts the one with most int8 is taken.
+    """
+    graph: nx.DiGraph[Any] = nx.DiGraph()
+    graph.add_nodes_from((_INT8, _FP32))
+    inside = [u for u in matched.units if u.rule.output is not Output.WEIGHT_ONLY]
+
+    def side(node: fx.Node) -> Any:
+        unit = owner.get(node)
+        known = unit is not None and unit.root not in reasons and unit.rule.output is not Output.WEIGHT_ONLY
+        return unit.root if known and unit is not None else _FP32
+
+    for unit in inside:
+        if unit.root not in reasons:
+            shared = unit.rule.output is Output.SHARED
+            fixed = unit.rule.weighted or config.key_of(unit.root) is not None
+            graph.add_edge(_INT8, unit.root, **({} if fixed and not shared else {"capacity": _PREFER_INT8}))
+            graph.add_edges_from((unit.root, side(source)) for source in unit.inputs if shared)
+    for value in dict.fromkeys(n for u in inside for n in (*u.inputs, u.output)):
+        maker, readers = side(value), {side(r) for r in value.users if _reads_tensor(r, value, owner, values)}
+        readers.discard(maker)
+        if not readers:
+            continue
+        free = value in owner and owner[value].rule.float_output
+        if not free:
+            graph.add_edge(maker, ("given", value), capacity=_BORDER)
+            for reader in readers:
+                graph.add_edge(("given", value), reader)
+        graph.add_edge(("taken", value), maker, capacity=_BORDER)
+        for reader in readers:
+            graph.add_edge(reader, ("taken", value))
+    _, (_, fp32) = nx.minimum_cut(graph, _INT8, _FP32)
+    return {n for n in fp32 if isinstance(n, fx.Node)}
+
+
+def _reads_tensor(
+    user: fx.Node, value: fx.Node, owner: Mapping[fx.Node, Unit], values: Mapping[fx.Node, ValueInfo]
+) -> bool:
+    """Whether ``user`` computes on ``value``, which may also be a size it is given."""
+    unit = owner.get(user)
+    inner = unit is not None and user is not unit.root
+    return not reads_size(user, owner, values) and (unit is None or inner or value in unit.inputs)
+
+
+def reads_size(user: fx.Node, owner: Mapping[fx.Node, Unit], values: Mapping[fx.Node, ValueInfo]) -> bool:
+    """Whether ``user`` asks only for the shape: neither an int8 nor an fp32 reader."""
+    return user not in owner and user not in values and user.op != "output"
 
 
 def _regions(matched: Matched, owner: dict[fx.Node, Unit], reasons: dict[fx.Node, str]) -> list[list[Unit]]:

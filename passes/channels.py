@@ -177,7 +177,7 @@ class _Tracker(fx.Interpreter):
     def _follow(self, n: fx.Node, rule: OpRule) -> None:
         """Run the op on the slots' numbers."""
         sources = tensor_inputs(n, rule)
-        known = [self.known.get(s) for s in sources]
+        known: list[Any] = [self.known.get(s) for s in sources]
         if n.target is operator.getitem and known and isinstance(known[0], tuple):
             self.known[n] = known[0][n.args[1]]  # type: ignore[index]
             return

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
+import torch
 from torch import Tensor, fx, nn
 
-from ..backends.base import Backend, Call, Output
+from ..backends.base import Backend, Call, OpRule, Output
 from ..backends.units import Unit
 from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
+from ..compiler.values import attribute
 from .assign_precision import Assignment
 from .base import finish
+from .layer_weight import output_channels
 from .weights import QuantizedWeight, quantize_weight
 
 
@@ -55,6 +58,24 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
                 count += _share(gm, unit, qparams, tops)
     finish(gm)
     return count
+
+
+def frozen_layers(gm: fx.GraphModule, assignment: Assignment) -> list[Unit]:
+    """The weighted int8 units of a frozen graph whose outputs are computed, in the order in which they run."""
+    order = {n: i for i, n in enumerate(gm.graph.nodes)}
+    units = [u for u in assignment.int8_units if u.rule.weighted and u.rule.output is not Output.WEIGHT_ONLY]
+    return sorted((u for u in units if u.root in order), key=lambda u: order[u.root])
+
+
+def integer_weight(unit: Unit) -> fx.Node:
+    """The ``get_attr`` node of the integers that a frozen layer's weight is dequantized from."""
+    weight: fx.Node = unit.root.args[1]  # type: ignore[assignment]
+    return weight.args[0]  # type: ignore[return-value]
+
+
+def channel_axis(gm: fx.GraphModule, unit: Unit, output: Tensor) -> int:
+    """The axis of the output channels in the output of a frozen layer."""
+    return output.dim() - (attribute(gm, integer_weight(unit)).dim() - 1)
 
 
 def _joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:
@@ -152,11 +173,12 @@ def _freeze_weight(
         top = top if once else None
         call = Call(node, layer, assignment.values)
         done[path] = quantize_weight(call, unit.rule, assignment.config_of(unit), backend, top)
-        _hold(gm, path, done[path], layer)
+        _hold(gm, path, done[path], layer, unit.rule)
     with gm.graph.inserting_before(node):
         parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].grid.axis))
-        bias = gm.graph.get_attr(f"{path}_int8_bias") if isinstance(getattr(layer, "bias", None), Tensor) else None
+        looks_up = unit.rule.output is Output.WEIGHT_ONLY
+        bias = None if looks_up else gm.graph.get_attr(f"{path}_int8_bias")
     call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
     args = (node.args[0], weight)
     kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
@@ -173,13 +195,14 @@ def _option(layer: nn.Module, name: str) -> Any:
     return 0 if name == "padding" and value == "valid" else value
 
 
-def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Module) -> None:
-    """Register the parts of a quantized weight as buffers beside the module they come from."""
+def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Module, rule: OpRule) -> None:
+    """Register the parts of a quantized weight as buffers beside the module they come from; a bias always."""
     owner_path, _, leaf = path.rpartition(".")
     owner = gm.get_submodule(owner_path)
     parts = {"weight": weight.integers, "scale": weight.grid.scale, "zero_point": weight.grid.zero_point}
-    bias = getattr(layer, "bias", None)
-    if isinstance(bias, Tensor):
-        parts["bias"] = bias.detach().float()
+    if rule.output is not Output.WEIGHT_ONLY:
+        bias = getattr(layer, "bias", None)
+        given = bias if isinstance(bias, Tensor) else torch.zeros(output_channels(layer, rule))
+        parts["bias"] = given.detach().float().clone()
     for name, tensor in parts.items():
         owner.register_buffer(f"{leaf}_int8_{name}", tensor)

@@ -13,7 +13,7 @@ from ..backends.base import OpRule
 def by_channels(layer: nn.Module, rule: OpRule) -> Tensor:
     """The weight as ``(groups, outputs per group, inputs per group, window)``, whatever the kind of layer."""
     weight: Any = layer.weight
-    groups = int(getattr(layer, "groups", 1))  # type: ignore[arg-type]
+    groups = int(getattr(layer, "groups", 1))
     split: Tensor = weight.detach().reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return split if rule.channel_axis == 0 else split.transpose(1, 2)
 
@@ -31,9 +31,7 @@ def input_channels(layer: nn.Module, rule: OpRule) -> int:
 
 
 @torch.no_grad()
-def rescale(
-    layer: nn.Module, rule: OpRule, outputs: Tensor | None = None, inputs: Tensor | None = None
-) -> None:
+def rescale(layer: nn.Module, rule: OpRule, outputs: Tensor | None = None, inputs: Tensor | None = None) -> None:
     """Multiply what the layer gives per output channel by ``outputs``, and what it reads per input by ``inputs``.
 
     ``inputs`` is only for weighted layers. In double: the products of several passes must not lose digits.

@@ -10,7 +10,7 @@ from ..backends.base import Output
 from ..backends.units import Unit
 from ..compiler.observers import OBSERVER_CLASSES, DeQuantStub, FixedObserver, Observer, QuantStub
 from ..compiler.stubs import STUBS
-from .assign_precision import Assignment
+from .assign_precision import Assignment, reads_size
 from .base import finish
 
 MakeObserver = Callable[[Unit | None, str, Assignment], Observer]
@@ -40,7 +40,7 @@ def place(gm: fx.GraphModule, assignment: Assignment, make: MakeObserver = make_
         else:
             unit = None
         quantized = [u for u in value.users if (value, u) in reads_int8]
-        others = [u for u in value.users if u not in quantized and not _reads_size(u, owner, assignment)]
+        others = [u for u in value.users if u not in quantized and not reads_size(u, owner, assignment.values)]
         if unit is None and quantized:
             stub = QuantStub(make(None, value.name, assignment))
             _insert(gm, value, f"{value.name}_quant", stub, quantized)
@@ -72,11 +72,6 @@ def _place_output(
         _insert(gm, source, f"{value.name}_dequant", DeQuantStub(), others)
         count += 1
     return count
-
-
-def _reads_size(user: fx.Node, owner: dict[fx.Node, Unit], assignment: Assignment) -> bool:
-    """Whether ``user`` asks only for the shape: neither an int8 nor an fp32 reader."""
-    return user not in owner and user not in assignment.values and user.op != "output"
 
 
 def _insert(gm: fx.GraphModule, value: fx.Node, name: str, module: nn.Module, readers: list[fx.Node]) -> fx.Node:

@@ -65,17 +65,13 @@ def weight_grid(
         weight: fp32, of the layer or what would take its place.
         top: the largest input integer per input channel (see :meth:`Backend.weight_scale_floor`).
     """
-    axis = rule.channel_axis
-    per_channel = config.weight_per_channel and rule.per_channel
-    flat = weight.movedim(axis, 0).flatten(1) if per_channel else weight.reshape(1, -1)
-    levels = 2 ** (config.weight_bits - 1)
+    axis, levels = rule.channel_axis, 2 ** (config.weight_bits - 1)
     if config.weight_symmetric:
-        floor = backend.weight_scale_floor(call, weight, top)
-        if floor is not None and not per_channel:
-            floor = floor.amax().reshape(1)
+        flat, floor = _rows(rule, config, weight), _floor(call, rule, config, backend, weight, top)
         scale = _least_error(flat, config.weight_bits, floor)
         zero_point = torch.zeros_like(scale, dtype=torch.int64)
         return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
+    flat = _rows(rule, config, weight)
     # The raw integers meet the kernel, whatever the zero point: half of them must leave it room.
     levels = min(levels, levels if backend.target.vnni else 64)
     least, most = flat.amin(1).clamp_max(0), flat.amax(1).clamp_min(0)
@@ -83,6 +79,30 @@ def weight_grid(
     scale = torch.where(scale > 0, scale, 1.0)
     zero_point = (-levels - least / scale).round().clamp(-levels, levels - 1).to(torch.int64)
     return WeightGrid(scale, zero_point, axis, -levels, levels - 1)
+
+
+def widest_scale(
+    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+) -> Tensor:
+    """The symmetric scale that clips nothing: what :func:`weight_grid` would at most choose. Arguments as there."""
+    largest = _rows(rule, config, weight).abs().amax(1) / (2 ** (config.weight_bits - 1) - 1)
+    floor = _floor(call, rule, config, backend, weight, top)
+    return largest if floor is None else torch.maximum(largest, floor)
+
+
+def _rows(rule: OpRule, config: QuantConfig, weight: Tensor) -> Tensor:
+    """``weight`` with a row for all that shares a scale."""
+    per_channel = config.weight_per_channel and rule.per_channel
+    return weight.movedim(rule.channel_axis, 0).flatten(1) if per_channel else weight.reshape(1, -1)
+
+
+def _floor(
+    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+) -> Tensor | None:
+    """The smallest scale of each row that the backend's kernels compute exactly."""
+    floor = backend.weight_scale_floor(call, weight, top)
+    per_channel = config.weight_per_channel and rule.per_channel
+    return floor if floor is None or per_channel else floor.amax().reshape(1)
 
 
 def _least_error(flat: Tensor, bits: int, floor: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ...compiler.qdq import dequantize, dequantize_channels, quantize
 from ...compiler.types import QParams
-from ...compiler.values import run_values
+from ...compiler.values import attribute, run_values
 from ..base import Frozen, OpRule, OpTable, Output
 from ..units import Unit, clamp_bounds, match_units
 from .calls import Candidate, Int8Call, Operand, Weight
@@ -66,10 +66,7 @@ class FrozenGraph:
 
     def buffer(self, node: Any) -> Tensor:
         """The tensor behind a ``get_attr`` node."""
-        value: Any = self.gm
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
+        return attribute(self.gm, node)
 
     def candidates(self, rule: OpRule, call: Int8Call) -> list[Candidate]:
         """Every way to run ``call``: the row's kernels, and fp32 in between for an op without weights."""

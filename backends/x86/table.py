@@ -107,9 +107,15 @@ WEIGHTED = [
 ]
 
 BATCH_NORMS = [
-    observed("batch_norm1d", nn.BatchNorm1d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm1d.default)),
-    observed("batch_norm2d", nn.BatchNorm2d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm2d.default)),
-    observed("batch_norm3d", nn.BatchNorm3d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm3d.default)),
+    observed(
+        "batch_norm1d", nn.BatchNorm1d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm1d.default)
+    ),
+    observed(
+        "batch_norm2d", nn.BatchNorm2d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm2d.default)
+    ),
+    observed(
+        "batch_norm3d", nn.BatchNorm3d, affine=1, refuse=refuse_batch_norm, kernels=k.batch_norm(Q.batch_norm3d.default)
+    ),
 ]
 
 BINARY = [

@@ -155,7 +155,16 @@ def test_compiling_again_gives_the_same() -> None:
 
 def test_snapshots_are_of_every_step() -> None:
     q = compiled(small(), snapshots=True)
-    assert list(q.snapshots) == ["capture", "fold_batchnorm", "eliminate_noops", "place", "freeze", "lower"]
+    assert list(q.snapshots) == [
+        "capture",
+        "fold_batchnorm",
+        "eliminate_noops",
+        "smooth",
+        "place",
+        "freeze",
+        "correct_bias",
+        "lower",
+    ]
     assert "bn" in q.snapshots["capture"] and "quantize" in q.snapshots["freeze"]
     assert compiled(small()).snapshots == {}
 

@@ -60,7 +60,9 @@ def worst_inputs(weight: Tensor, high: Tensor, groups: int, size: tuple[int, ...
 
 def exact(layer: nn.Module, quantized: QuantizedWeight, x: Tensor) -> Tensor:
     """The sum of products of integers, in float64."""
-    w = quantized.integers.double() - quantized.grid.zero_point.double().reshape(-1, *[1] * (quantized.integers.dim() - 1))
+    w = quantized.integers.double() - quantized.grid.zero_point.double().reshape(
+        -1, *[1] * (quantized.integers.dim() - 1)
+    )
     if isinstance(layer, nn.Linear):
         return F.linear(x.double(), w)
     assert isinstance(layer, nn.Conv2d)

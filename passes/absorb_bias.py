@@ -1,0 +1,99 @@
+r"""Bias absorption (Nagel et al. 2019, arXiv:1906.04721, section 4.1.3).
+
+Where a channel behind a ReLU never falls below :math:`c > 0`, that much is no signal but widens the range. Because
+:math:`relu(x) - c = relu(x - c)` for all :math:`x \ge c`, it moves into what reads the channel:
+
+.. math:: b_1' = b_1 - c, \qquad b_2' = b_2 + W_2 c.
+
+The paper takes :math:`c = \max(0, \beta - 3 \gamma)` from batch normalisation, which 0.1 % of a normal distribution
+falls short of. Here ``c`` is the least value seen in a sample: exact for every input that stays above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..backends.base import OpTable, Output
+from ..backends.units import Unit, clamp_bounds, match_units
+from ..compiler.batches import Batch
+from .base import PassResult
+from .layer_weight import by_channels, shift
+from .statistics import channel_statistics
+
+LEAST_SHARE = 0.05  # of the channel's largest value; absorbing less gains nothing
+
+
+class AbsorbBias:
+    """Exact for inputs whose channels stay above what ``sample`` showed.
+
+    Args:
+        sample: batches to take the least values from.
+        refuse: a reason why a layer must be left as it is, or None.
+    """
+
+    name = "absorb_bias"
+    exact = False
+
+    def __init__(self, sample: Sequence[Batch], refuse: Callable[[fx.Node], str | None]) -> None:
+        self.sample, self.refuse = sample, refuse
+
+    def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
+        units = match_units(gm, table).units
+        modules = dict(gm.named_modules())
+        calls = Counter(str(n.target) for n in gm.graph.nodes if n.op == "call_module")
+        weighted = {u.root: u for u in units if u.rule.weighted and u.root.op == "call_module"}
+        refusals, usable, remarks = dict[fx.Node, str](), list[Unit](), dict[fx.Node, str]()
+        for unit in weighted.values():
+            if unit.rule.output is Output.WEIGHT_ONLY or clamp_bounds(unit, table) != (0.0, math.inf):
+                continue
+            reason = self._refusal(unit, weighted, modules, calls)
+            if reason:
+                refusals[unit.root] = f"bias not absorbed: {reason}"
+            else:
+                usable.append(unit)
+        axes = {u.output: -modules[str(u.root.target)].weight.dim() + 1 for u in usable}
+        statistics = channel_statistics(gm, axes, self.sample)
+        for unit in usable:
+            seen = statistics[unit.output]
+            floor = torch.where(seen.low > LEAST_SHARE * seen.high, seen.low, 0.0)
+            if not floor.any():
+                continue
+            shift(modules[str(unit.root.target)], -floor)
+            for reader in unit.output.users:
+                layer, rule = modules[str(reader.target)], weighted[reader].rule
+                shift(layer, _response(by_channels(layer, rule), floor))
+            remarks[unit.root] = f"bias absorbed: up to {float(floor.max()):.3g} in {int((floor > 0).sum())} channels"
+        return PassResult(len(remarks), refusals, remarks)
+
+    def _refusal(
+        self, unit: Unit, weighted: dict[fx.Node, Unit], modules: dict[str, Any], calls: Counter[str]
+    ) -> str | None:
+        for node in (unit.root, *unit.output.users):
+            if node not in weighted:
+                return f"'{node.name}' reads it, which is no conv or linear layer"
+            if calls[str(node.target)] > 1:
+                return f"layer '{node.target}' is called {calls[str(node.target)]} times"
+            reason = self.refuse(node)
+            if reason:
+                return reason
+        for reader in unit.output.users:
+            layer = modules[str(reader.target)]
+            padding = getattr(layer, "padding", 0)
+            if padding == "same" or (not isinstance(padding, str) and any(torch.tensor(padding).reshape(-1))):
+                return f"'{reader.name}' pads with zeros, which the constant would have to reach"
+            if weighted[reader].rule.channel_axis == 1:
+                return f"'{reader.name}' is transposed: not every output reads every weight"
+        return None
+
+
+def _response(split: Tensor, constant: Tensor) -> Tensor:
+    """What a layer with weight ``split`` gives for an input that is ``constant`` per channel everywhere."""
+    groups, _, inputs, _ = split.shape
+    product: Tensor = split.double().sum(-1) * constant.double().reshape(groups, 1, inputs)
+    return product.sum(-1).flatten()

@@ -1,0 +1,142 @@
+r"""Scaling channels across layers for the sake of activations (after SmoothQuant, Xiao et al. 2023, arXiv:2211.10438).
+
+An activation has one step for all channels, as wide as its widest channel asks for. Dividing channel ``c`` by
+:math:`s_c` in the layer (or norm) that gives it, and multiplying the weights that read it, costs the weights what it
+gives the activation. Where SmoothQuant has one exponent for a model, here :math:`s_c = \max|x_c|^\alpha` with the
+:math:`\alpha` of least noise for every group of values whose channels are tied: that of the rounded activation,
+measured at the outputs of the layers that read it (:mod:`.rounding_noise`), and that of the rounded weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from ..backends.base import Backend, OpTable
+from ..compiler.batches import Batch
+from .assign_precision import Assignment
+from .base import PassResult
+from .channels import Port, ScaleClasses, scale_classes
+from .equalize import apply_scale
+from .layer_weight import by_channels
+from .rounding_noise import measured_noise
+from .statistics import ChannelStatistics, channel_statistics
+
+EXPONENTS = (0.0, 0.5, 1.0)
+MEASURED = 1  # batches that noise is measured on
+PROMISE = 0.6  # a group is tried if evening it out leaves at most this share of its activation's noise
+GAIN = 0.9  # nothing is changed unless the noise falls to this share of what it was
+LEAST = 1e-3  # a channel far below the widest is scaled as if it had this share of its range
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer that reads ``value`` in int8."""
+
+    port: Port
+    value: fx.Node
+
+    @property
+    def node(self) -> fx.Node:
+        return self.port.node
+
+
+@dataclass(frozen=True)
+class Group:
+    """Readers of values whose channels are tied, the layers that give them, and scales per class to try."""
+
+    readers: tuple[Reader, ...]
+    givers: tuple[fx.Node, ...]
+    scales: tuple[Tensor, ...]
+
+
+class Smooth:
+    """Exact. Refuses a layer whose outputs cannot be scaled or would not gain.
+
+    Args:
+        assignment: which layers are int8, and how.
+        backend: bounds the weight scales.
+        sample: batches to take ranges from.
+        refuse: a reason why a layer must be left as it is, or None.
+    """
+
+    name = "smooth"
+    exact = True
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        backend: Backend,
+        sample: Sequence[Batch],
+        refuse: Callable[[fx.Node], str | None],
+    ) -> None:
+        self.assignment, self.backend, self.sample, self.refuse = assignment, backend, sample, refuse
+
+    def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
+        classes = scale_classes(gm, table, self.sample[0], self._refuse)
+        refusals = {n: f"not smoothed: {r}" for n, r in classes.refusals.items()}
+        units = {u.root for u in self.assignment.int8_units}
+        readers = [
+            Reader(p, classes.inputs[p.node][0])
+            for p in classes.consumers
+            if p.node in units and classes.free[p.slots].any()
+        ]
+        groups = self._groups(gm, readers, classes)
+        trials = {r.node: [s[r.port.slots] for s in g.scales] for g in groups for r in g.readers}
+        noise = measured_noise(gm, trials, self.assignment, self.backend, self.sample[:MEASURED])
+        scale, remarks = torch.ones(classes.count), dict[fx.Node, str]()
+        for group in groups:
+            totals = torch.stack([noise[r.node] for r in group.readers]).sum(0)
+            share = float(totals.min() / totals[0]) if totals[0] > 0 else 1.0
+            if share <= GAIN:
+                scale *= group.scales[int(totals.argmin())]
+                text = f"smoothed: channel ranges evened out, noise behind it {share:.0%} of before"
+                remarks |= dict.fromkeys(group.givers, text)
+            else:
+                text = f"not smoothed: the noise would be {share:.0%} of what it is"
+                refusals |= dict.fromkeys(group.givers, text)
+        changed = apply_scale(classes, scale)
+        return PassResult(len(changed), refusals, {n: r for n, r in remarks.items() if n in changed})
+
+    def _groups(self, gm: fx.GraphModule, readers: Sequence[Reader], classes: ScaleClasses) -> list[Group]:
+        """Readers whose values have a class of channels in common."""
+        axes = {r.value: classes.inputs[r.node][1] for r in readers}
+        statistics = channel_statistics(gm, axes, self.sample)
+        graph: nx.Graph[Any] = nx.Graph()
+        for reader in readers:
+            graph.add_edges_from((reader.node, slot) for slot in reader.port.slots.unique().tolist())
+        by_node = {r.node: r for r in readers}
+        parts = [[by_node[n] for n in part if n in by_node] for part in nx.connected_components(graph)]
+        return [_group(part, classes, statistics) for part in parts]
+
+    def _refuse(self, node: fx.Node) -> str | None:
+        reason = self.refuse(node)
+        unit = next((u for u in self.assignment.int8_units if u.root is node), None)
+        if reason or unit is None or not unit.rule.weighted:
+            return reason
+        if not (self.assignment.config_of(unit).weight_per_channel and unit.rule.per_channel):
+            return f"the weight of '{node.name}' has one scale for all channels"
+        return None
+
+
+def _group(readers: Sequence[Reader], classes: ScaleClasses, statistics: Mapping[fx.Node, ChannelStatistics]) -> Group:
+    """A group with its scales to try, the first of which changes nothing."""
+    largest = torch.zeros(classes.count)
+    for reader in readers:
+        largest.scatter_reduce_(0, reader.port.slots, statistics[reader.value].largest, "amax")
+    usable = classes.free & (largest > 0)
+    even = torch.where(usable, (largest / largest.max().clamp_min(1e-30)).clamp_min(LEAST), 1.0)
+    left = whole = 0.0
+    for reader in readers:
+        weight = by_channels(reader.port.layer, reader.port.rule).square().sum((1, 3)).flatten()
+        left += float((weight * even[reader.port.slots].square()).sum() / weight.sum().clamp_min(1e-30))
+        whole += 1.0
+    exponents = EXPONENTS if left <= PROMISE * whole else EXPONENTS[:1]
+    read = torch.cat([r.port.slots for r in readers])
+    givers = tuple(p.node for p in classes.producers if torch.isin(p.slots, read).any())
+    return Group(tuple(readers), givers, tuple(even**e for e in exponents))
