@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base import Call, Frozen, Lowered, Target
 from . import saturation
 from .engine import take_deprecation_warning
+from .entry import enter_in_fp32
 from .executors import EXECUTORS
 from .frozen_graph import FrozenGraph
 from .fuse import fuse
@@ -53,7 +54,9 @@ class X86Backend:
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""
-        fuse(FrozenGraph(frozen, self.table), self.tuner)
+        graph = FrozenGraph(frozen, self.table)
+        enter_in_fp32(graph, self.tuner)
+        fuse(graph, self.tuner)
         emitter, kernels = Lowering(FrozenGraph(frozen, self.table), self.tuner).emit()
         self.tuner.save()
         run = EXECUTORS[self.executor](emitter, frozen)

@@ -6,21 +6,18 @@ result is rounded once instead of twice, and the graph stays a true account of w
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import fx
 
-from ...compiler.qdq import dequantize, quantize
+from ...compiler.qdq import dequantize
 from ..base import Output
 from ..units import Unit
-from .calls import Int8Call, Operand
+from .calls import Int8Call
+from .entry import quantize_of
 from .frozen_graph import FrozenGraph
-from .kernels.fp32 import FP32_ENTRY, in_fp32, quantized_entry
 from .tune import Tuner
 
 # Fused wins ties and small losses: it saves a rounding, and in a whole graph the dispatch of an op.
 TOLERANCE = 1.05
-ENTRY_SHARE = 0.06  # of the time of all weighted ops that an entry in fp32 may cost
 
 
 def fuse(graph: FrozenGraph, tuner: Tuner) -> int:
@@ -39,53 +36,14 @@ def fuse(graph: FrozenGraph, tuner: Tuner) -> int:
                 unit.root.replace_input_with(value, first.output)
                 count += 1
                 break
-    for unit in graph.unit_of.values():
-        count += _enter_in_fp32(graph, unit, tuner)
     graph.gm.graph.eliminate_dead_code()
     graph.gm.recompile()
     return count
 
 
-def _enter_in_fp32(graph: FrozenGraph, unit: Unit, tuner: Tuner) -> bool:
-    """Let a convolution of the model's own input compute in fp32, where that costs little of the whole.
-
-    With three channels the int8 kernels gain little; but what is lost by rounding the input no later layer gives
-    back: it is up to a sixth of all noise (ShuffleNetV2 of the zoo). The weight stays int8.
-    """
-    if unit.rule.name != "conv2d" or unit.root.args[0] not in graph.values:
-        return False
-    pair: fx.Node = unit.root.args[0]  # type: ignore[assignment]
-    known, end = graph.qparams(pair), _quantize_of(unit.output)
-    if known is None or end is None or len(pair.users) > 1:
-        return False
-    source: fx.Node = pair.args[0].args[0]  # type: ignore[assignment,union-attr]
-    if source.op != "placeholder":
-        return False
-    inside = graph.call(unit, graph.qparams(end))
-    entry = replace(inside, op="entry", inputs=(Operand(None, graph.values[source].shape),), packed={})
-    rounded = [quantized_entry(entry, c, known) for c in graph.candidates(unit.rule, inside)]
-    times = tuner.measure(entry, [in_fp32(entry), *rounded])
-    extra = times[FP32_ENTRY] - min(t for name, t in times.items() if name != FP32_ENTRY)
-    if extra > ENTRY_SHARE * _weighted_milliseconds(graph, tuner):
-        return False
-    unit.root.replace_input_with(pair, source)
-    return True
-
-
-def _weighted_milliseconds(graph: FrozenGraph, tuner: Tuner) -> float:
-    """What the convolutions and linear layers of the graph take in int8, roughly that of the whole."""
-    total = 0.0
-    for unit in graph.unit_of.values():
-        end = _quantize_of(unit.output)
-        if unit.rule.weighted and end is not None and all(graph.qparams(n) for n in unit.inputs):
-            call = graph.call(unit, graph.qparams(end))
-            total += min(tuner.measure(call, graph.candidates(unit.rule, call)).values())
-    return total
-
-
 def fused_call(graph: FrozenGraph, first: Unit, second: Unit, link: fx.Node) -> Int8Call | None:
     """``first`` with ``second`` behind it as one call; ``link`` is what ``second`` reads of ``first``."""
-    quantized = _quantize_of(second.output)
+    quantized = quantize_of(second.output)
     if quantized is None:
         return None
     rest = tuple(n for n in second.inputs if n is not link)
@@ -103,13 +61,6 @@ def fused_call(graph: FrozenGraph, first: Unit, second: Unit, link: fx.Node) -> 
     )
 
 
-def _quantize_of(value: fx.Node) -> fx.Node | None:
-    readers = list(value.users)
-    if len(readers) == 1 and readers[0].op == "call_function" and readers[0].target is quantize:
-        return readers[0]
-    return None
-
-
 def _fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
     """The unit behind ``value`` if ``second`` may be fused into it."""
     if value.target is not dequantize or len(value.users) != 1:
@@ -119,7 +70,7 @@ def _fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
     first = graph.unit_of.get(source)
     if first is None or len(quantized.users) != 1 or len(source.users) != 1 or len(first.nodes) > 1:
         return None
-    if second.rule.name not in first.rule.fused:
+    if second.rule.name not in first.rule.fused or not all(graph.qparams(n) for n in first.inputs):
         return None
     rest = [n for n in second.inputs if n is not value]
     if len(rest) != second.rule.inputs - 1 or graph.values[source].shape != graph.values[second.output].shape:
@@ -130,7 +81,7 @@ def _fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
 def _dies(graph: FrozenGraph, residual: fx.Node, first: Unit, second: Unit) -> bool:
     """Whether ``residual`` may be overwritten: nothing reads it, or shares its memory, when ``second`` runs."""
     own = graph.qparams(residual)
-    end = _quantize_of(second.output)
+    end = quantize_of(second.output)
     if own is None or end is None or graph.values[residual].shape != graph.values[second.output].shape:
         return False
     quantized: fx.Node = residual.args[0]  # type: ignore[assignment]
@@ -143,7 +94,7 @@ def _dies(graph: FrozenGraph, residual: fx.Node, first: Unit, second: Unit) -> b
             if reader is second.root:
                 continue
             unit = units.get(reader)
-            done = _quantize_of(unit.output) if unit else None
+            done = quantize_of(unit.output) if unit else None
             if unit is None or done is None or unit.rule.output is Output.SHARED or unit is first:
                 return False
             if graph.order[done] >= graph.order[end]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import fx
 from torch.fx.node import map_arg
 
-from ...compiler.qdq import dequantize, quantize
+from ...compiler.qdq import dequantize, dequantize_channels, quantize
 from ..base import Output
 from ..units import Unit
 from .calls import Int8Call
 from .emitter import Emitter
 from .frozen_graph import FrozenGraph
 from .fuse import fused_call
-from .kernels.fp32 import in_fp32
+from .kernels.fp32 import FP32_ENTRY
 from .tune import Tuner
 
 
@@ -58,8 +58,6 @@ class Lowering:
             self.kernels[unit.root] = f"fused into '{first.root.name}'"
             candidates = first.rule.fused[rule.name](call)
             nodes = (*first.inputs, *(n for n in unit.inputs if n is not link))
-        elif self._enters_in_fp32(unit):
-            candidates = [in_fp32(call)]
         else:
             candidates = self.graph.candidates(rule, call)
         best = self.tuner.best(call, candidates)
@@ -72,13 +70,14 @@ class Lowering:
             return fused_call(self.graph, fused[0], unit, fused[1])
         if unit.rule.output is Output.WEIGHT_ONLY or unit.rule.kernels is None:
             return None
-        if all(n in self.int8 for n in unit.inputs) or self._enters_in_fp32(unit):
+        if all(n in self.int8 for n in unit.inputs):
             return self.graph.call(unit, self.graph.qparams(node))
         return None
 
-    def _enters_in_fp32(self, unit: Unit) -> bool:
-        """Whether ``unit`` is a convolution that :mod:`.fuse` let read the model's own input."""
-        return self.graph.weight(unit.root) is not None and all(n.op == "placeholder" for n in unit.inputs)
+    def _reads_unrounded(self, unit: Unit) -> bool:
+        """Whether :mod:`.entry` let the unit compute before anything is rounded."""
+        quantizable = unit.rule.output in (Output.OBSERVED, Output.FIXED) and not unit.rule.float_output
+        return quantizable and all(n not in self.int8 and n.target is not dequantize for n in unit.inputs)
 
     def _fused_first(self, unit: Unit) -> tuple[Unit, fx.Node] | None:
         """The unit that ``unit`` is fused into, and the value between them: one that no pair rounds."""
@@ -105,8 +104,14 @@ class Lowering:
         unit = self.graph.unit_of.get(node)
         if unit is not None and unit.rule.weighted and self._weighted_to_float(unit, node):
             return
+        if unit is not None and self._reads_unrounded(unit):
+            self.kernels[unit.root] = FP32_ENTRY
         if node.op == "placeholder":
-            self.float[node] = emitter.graph.node_copy(node)
+            given = emitter.graph.node_copy(node)
+            entered = any(self._reads_unrounded(u) and node in u.inputs for u in self.graph.unit_of.values())
+            self.float[node] = emitter.image(given) if entered else given
+        elif node.target is dequantize_channels:
+            return  # a constant, made where it is read
         elif node.op == "get_attr":
             self.float[node] = emitter.constant(self.graph.buffer(node), node.name)
         elif node.op == "call_module":
@@ -139,7 +144,11 @@ class Lowering:
 
     def as_float(self, node: fx.Node) -> fx.Node:
         """``node`` as fp32, dequantized at its first fp32 reader."""
-        if node not in self.float:
+        if node not in self.float and node.target is dequantize_channels:
+            weight = self.graph.weight(next(iter(node.users)))
+            assert weight is not None
+            self.float[node] = self.emitter.constant(weight.dequantized(), "weight")
+        elif node not in self.float:
             self.float[node] = self.emitter.dequantize(self.int8[node])
         return self.float[node]
 

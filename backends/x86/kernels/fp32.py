@@ -19,7 +19,7 @@ Q = torch.ops.quantized
 
 
 FP32 = "fp32 between dequantize and quantize"
-FP32_ENTRY = "fp32 on the unrounded input, then quantize"
+FP32_ENTRY = "fp32 on unrounded inputs"
 
 
 def in_fp32(call: Int8Call) -> Candidate:
@@ -54,11 +54,12 @@ def in_fp32(call: Int8Call) -> Candidate:
     return Candidate(FP32_ENTRY if entry else FP32, build)
 
 
-def quantized_entry(call: Int8Call, inner: Candidate, known: QParams) -> Candidate:
-    """``inner`` behind the quantization of its fp32 input: what an entry in fp32 is compared with."""
+def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) -> Candidate:
+    """``inner`` behind the quantization of its fp32 inputs: what an entry in fp32 is compared with."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-        return inner.build(emitter, [emitter.quantize(inputs[0], known, channels_last=True)])
+        rounded = [emitter.quantize(x, k, channels_last=True) for x, k in zip(inputs, known, strict=True)]
+        return inner.build(emitter, rounded)
 
     return Candidate(f"quantize + {inner.kernel}", build)
 

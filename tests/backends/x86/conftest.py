@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fxquant.backends.x86 import fuse, tune
+from fxquant.backends.x86 import entry, tune
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,4 +24,4 @@ def quick_tuning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def enter_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first convolution in int8, however the measurement goes: most models here have no other."""
-    monkeypatch.setattr(fuse, "ENTRY_SHARE", -1e9)
+    monkeypatch.setattr(entry, "SHARE", -1e9)
