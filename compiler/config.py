@@ -15,7 +15,7 @@ WEIGHT_SCHEMES = ("per_channel_symmetric", "per_tensor_symmetric", "per_channel_
 ACTIVATION_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric")
 ROUNDINGS = ("nearest", "learned")
 SWITCH = ("auto", True, False)
-OBSERVERS = ("histogram", "minmax", "moving_average", "percentile", "entropy")
+OBSERVERS = ("measured", "histogram", "minmax", "moving_average", "percentile", "entropy")
 
 Override = Union["QuantConfig", None]
 
@@ -28,8 +28,9 @@ class QuantConfig:
         weight: granularity and symmetry of weights: ``"per_channel_symmetric"``, ``"per_tensor_symmetric"``,
             ``"per_channel_affine"`` or ``"per_tensor_affine"`` (int8).
         activation: ``"per_tensor_affine"`` or ``"per_tensor_symmetric"`` (uint8).
-        observer: how activation ranges are found: ``"histogram"`` (range of least squared error), ``"minmax"``,
-            ``"moving_average"``, ``"percentile"`` (99.99 %) or ``"entropy"`` (least KL divergence).
+        observer: how activation ranges are found: ``"histogram"`` (range of least squared error), ``"measured"``
+            (for each value the range that is best for the layers that read it), ``"minmax"``, ``"moving_average"``,
+            ``"percentile"`` (99.99 %, unless that costs more than it saves) or ``"entropy"`` (least KL divergence).
         weight_bits: 2 to 8; fewer than 8 run on the int8 kernels with the narrower range.
         rounding: of weights: ``"nearest"``, or ``"learned"`` (each weight up or down so that the layer's output error
             is least; Nagel et al. 2020, arXiv:2004.10568), which takes seconds to minutes.

@@ -7,6 +7,7 @@ with the library; they are enlarged to 32x32. The network is in the style of Mob
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from .errors import FxquantError
 from .latency import interleaved_medians
 from .module import QuantizedModule
 
+Activation = Callable[[], nn.Module]
+
 IMAGE = 32
 TRAIN, CALIBRATION = 1200, 100
 
@@ -27,14 +30,14 @@ TRAIN, CALIBRATION = 1200, 100
 class InvertedResidual(nn.Module):
     """Pointwise expansion, depthwise 3x3, linear pointwise projection (Sandler et al. 2018, arXiv:1801.04381)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int = 4) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: Activation, expansion: int = 4) -> None:
         super().__init__()
         hidden = inputs * expansion
         self.body = nn.Sequential(
             *conv_bn(inputs, hidden, 1),
-            nn.ReLU6(inplace=True),
+            activation(),
             *conv_bn(hidden, hidden, 3, stride, groups=hidden),
-            nn.ReLU6(inplace=True),
+            activation(),
             *conv_bn(hidden, outputs, 1),
         )
         self.residual = stride == 1 and inputs == outputs
@@ -50,17 +53,17 @@ def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int
     return [conv, nn.BatchNorm2d(outputs)]
 
 
-def digits_network() -> nn.Module:
+def digits_network(activation: Activation = nn.ReLU6) -> nn.Sequential:
     """A classifier of ``(N, 1, 32, 32)`` images into ten digits."""
     return nn.Sequential(
         *conv_bn(1, 24, 3, 2),
-        nn.ReLU6(inplace=True),
-        InvertedResidual(24, 32, 2),
-        InvertedResidual(32, 32, 1),
-        InvertedResidual(32, 64, 2),
-        InvertedResidual(64, 64, 1),
+        activation(),
+        InvertedResidual(24, 32, 2, activation),
+        InvertedResidual(32, 32, 1, activation),
+        InvertedResidual(32, 64, 2, activation),
+        InvertedResidual(64, 64, 1, activation),
         *conv_bn(64, 256, 1),
-        nn.ReLU6(inplace=True),
+        activation(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.1),
@@ -98,7 +101,7 @@ def load_digits() -> Digits:
     return Digits(*((images[part], labels[part]) for part in splits))
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 8) -> nn.Module:
+def train(model: nn.Sequential, images: Tensor, labels: Tensor, epochs: int = 8) -> nn.Sequential:
     """Train with Adam under a one-cycle schedule. Returns the model in eval mode."""
     torch.manual_seed(0)
     batch = 64

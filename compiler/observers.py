@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CalibrationError
-from .ranges import Histogram, entropy_range, mse_range, percentile_range
+from .ranges import Histogram, entropy_range, mse_range, percentile_range, whole_range
 from .types import QParams, affine_qparams, symmetric_qparams
+
+Choose = Callable[[Histogram, float, float, bool], tuple[float, float]]
 
 
 class Observer(nn.Module):
@@ -156,7 +159,7 @@ class MovingAverageObserver(Observer):
 class HistogramObserver(Observer):
     """A histogram of the values, and the range that ``choose`` takes from it."""
 
-    choose: Callable[[Histogram, float, float, bool], tuple[float, float]] = staticmethod(mse_range)
+    choose: Choose = staticmethod(mse_range)
 
     def __init__(self, label: str, symmetric: bool = False) -> None:
         super().__init__(label, symmetric)
@@ -185,6 +188,23 @@ class EntropyObserver(HistogramObserver):
     choose = staticmethod(entropy_range)
 
 
+class MeasuredObserver(HistogramObserver):
+    """The range of those in :data:`MEASURED_RANGES` that is best for the layers that read the value.
+
+    Attributes:
+        choice: which; set from outside by measuring. Until then that of least squared error.
+    """
+
+    choice: Choose = staticmethod(mse_range)
+
+    def range(self) -> tuple[float, float]:
+        return self.choice(self.histogram, self.low, self.high, self.symmetric)
+
+    def qparams_for(self, choose: Choose) -> QParams:
+        """The qparams that ``choose`` would give."""
+        return self.qparams_of(*choose(self.histogram, self.low, self.high, self.symmetric))
+
+
 class FixedObserver(Observer):
     """Observes nothing: the range is known from the op (a sigmoid's is [0, 1])."""
 
@@ -196,13 +216,30 @@ class FixedObserver(Observer):
         return self.known
 
 
+# What MeasuredObserver chooses from: no clipping, least squared error, and between the two.
+MEASURED_RANGES: tuple[Choose, ...] = (mse_range, whole_range, percentile_range)
+
 OBSERVER_CLASSES: dict[str, type[Observer]] = {
+    "measured": MeasuredObserver,
     "histogram": HistogramObserver,
     "minmax": MinMaxObserver,
     "moving_average": MovingAverageObserver,
     "percentile": PercentileObserver,
     "entropy": EntropyObserver,
 }
+
+
+@contextlib.contextmanager
+def observers_paused(module: nn.Module) -> Iterator[None]:
+    """Within it the observers in ``module`` only pass values on."""
+    running = [m for m in module.modules() if isinstance(m, Observer) and m.enabled]
+    for observer in running:
+        observer.enabled = False
+    try:
+        yield
+    finally:
+        for observer in running:
+            observer.enabled = True
 
 
 class QuantStub(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -12,6 +12,7 @@ from ..passes.absorb_bias import AbsorbBias
 from ..passes.assign_precision import Assignment, assign_precision
 from ..passes.base import Pass, PassResult
 from ..passes.choice import Choice, only_with_one_scale
+from ..passes.choose_ranges import choose_ranges
 from ..passes.correct_bias import correct_bias
 from ..passes.eliminate_noops import EliminateNoops
 from ..passes.equalize import Equalize
@@ -26,7 +27,7 @@ from .batches import Sample, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig, resolve
 from .errors import ModelError
-from .lockstep import twin
+from .lockstep import Twin, twin
 from .normalize import normalize
 from .report import Report, build_report, parameter_bytes
 from .values import run_values
@@ -34,12 +35,13 @@ from .values import run_values
 
 @dataclass(frozen=True)
 class Options:
-    """What a compilation was asked to do."""
+    """What a compilation was asked to do; ``probe`` is called after every step with its name and the graph."""
 
     backend: Backend
     config: QuantConfig
     leaf_modules: Sequence[Leaf] = ()
     snapshots: bool = False
+    probe: Callable[[str, fx.GraphModule], None] | None = None
 
 
 @dataclass
@@ -63,9 +65,11 @@ class Work:
     sample: Sample = field(default_factory=Sample)
 
     def snapshot(self, step: str) -> None:
-        """Keep the graph as it is after ``step``."""
+        """Keep and show the graph as it is after ``step``."""
         if self.options.snapshots:
             self.snapshots[step] = str(self.gm.graph)
+        if self.options.probe:
+            self.options.probe(step, self.gm)
 
     def apply(self, rewrite: Pass, with_refusals: bool = True) -> int:
         """Run a pass and keep what it says. Returns the number of its rewrites."""
@@ -141,9 +145,10 @@ def even_out(work: Work) -> None:
         work.apply(AbsorbBias(sample, absorb))
 
 
-def convert(work: Work) -> tuple[Lowered, Report]:
-    """From a calibrated graph to a verified, lowered one."""
+def quantize(work: Work) -> Twin:
+    """From a calibrated graph to the frozen one that is lowered. Returns the graph in fp32."""
     assert work.assignment is not None
+    choose_ranges(work.gm, work.assignment, work.sample)
     exact = twin(work.gm)
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
@@ -151,6 +156,13 @@ def convert(work: Work) -> tuple[Lowered, Report]:
     work.note(learn(work.gm))
     work.note(correct_bias(work.gm, exact, work.assignment, work.sample))
     work.snapshot("correct_bias")
+    return exact
+
+
+def convert(work: Work) -> tuple[Lowered, Report]:
+    """From a calibrated graph to a verified, lowered one."""
+    quantize(work)
+    assert work.assignment is not None
     frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons))
     lowered = work.options.backend.lower(frozen)
     work.snapshot("lower")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .types import QParams
+
 
 def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
     """``x`` (any shape, float) as integers in ``[qmin, qmax]``, one scale for the whole tensor."""
@@ -20,6 +22,12 @@ def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
     """The float values of integers ``q``, one scale for the whole tensor."""
     return q.to(torch.float32).sub_(zero_point).mul_(scale)
+
+
+def round_trip(x: Tensor, known: QParams) -> Tensor:
+    """``x`` as its integers have it."""
+    integers = quantize(x, known.scale, known.zero_point, known.qmin, known.qmax)
+    return dequantize(integers, known.scale, known.zero_point)
 
 
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:

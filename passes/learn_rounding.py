@@ -64,18 +64,33 @@ class LearnRounding:
             else:
                 learner = _Learner(gm, self.twin, unit, [(a[0], w) for a, w in zip(inputs, wanted, strict=True)])
                 remarks[unit.root] = learner.learn(seconds)
+                # It has run already, with the integers as they were.
+                rounded.change(unit.root.args[1], lambda _, known=learner.weight(): known)  # type: ignore[arg-type,misc]
         return PassResult(len(remarks), refusals, remarks)
 
     def _config(self, unit: Unit) -> Any:
         return self.assignment.config_of(unit)
 
 
+Pair = tuple[Tensor, Tensor]
+
+
+def _split(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair]]:
+    """What to learn from, and what to check on: a quarter of the batches, or of the items of a single one."""
+    if len(pairs) > 1:
+        checks = max(1, len(pairs) // 4)
+        return pairs[:-checks], pairs[-checks:]
+    ((x, wanted),) = pairs
+    learns = max(1, 3 * len(x) // 4)
+    return [(x[:learns], wanted[:learns])], [(x[learns:], wanted[learns:])] if len(x) > 1 else pairs
+
+
 class _Learner:
     """One layer: its float weight, its integers, and pairs of what reaches it and what it should give."""
 
-    def __init__(self, gm: fx.GraphModule, twin: Twin, unit: Unit, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, gm: fx.GraphModule, twin: Twin, unit: Unit, pairs: Sequence[Pair]) -> None:
         layer: Any = twin.module.get_submodule(str(twin.of[unit.root].target))
-        self.pairs = pairs
+        self.learns, self.checks = _split(pairs)
         self.integers = attribute(gm, integer_weight(unit))
         _, scale, zero_point, axis = unit.root.args[1].args  # type: ignore[union-attr]
         self.scale, self.zero_point, self.axis = attribute(gm, scale), attribute(gm, zero_point), axis  # type: ignore[arg-type]
@@ -96,7 +111,7 @@ class _Learner:
         return self.zero_point.reshape(along)
 
     def learn(self, seconds: float) -> str:
-        """Change the integers in place if that lowers the output error on all pairs. Returns what happened."""
+        """Change the integers in place if that lowers the output error on unseen pairs. Returns what happened."""
         low, high = STRETCH
         start = torch.logit(((self.rest - low) / (high - low)).clamp(1e-4, 1 - 1e-4))
         logits = start.clone().requires_grad_(True)
@@ -120,19 +135,24 @@ class _Learner:
         learned = (self.floor + (logits.detach() > 0)).clamp(self.low, self.high).to(self.integers.dtype)
         before, after = self._error(self.integers), self._error(learned)
         if after >= before:
-            return "rounding learned: nearest was best"
+            return f"rounding to nearest kept: learned, the output error would be {after / before:.0%} of that"
         self.integers.copy_(learned)
         return f"rounding learned: output error {after / before:.0%} of that of nearest"
 
     def _draw(self, seeded: torch.Generator) -> tuple[Tensor, Tensor]:
-        x, wanted = self.pairs[int(torch.randint(len(self.pairs), (1,), generator=seeded))]
+        x, wanted = self.learns[int(torch.randint(len(self.learns), (1,), generator=seeded))]
         chosen = torch.randperm(len(x), generator=seeded)[:ITEMS]
         return x[chosen], wanted[chosen]
 
+    def weight(self, integers: Tensor | None = None) -> Tensor:
+        """The float values of ``integers``; of the layer's own without."""
+        chosen = self.integers if integers is None else integers
+        return dequantize_channels(chosen, self.scale, self.zero_point, self.axis)  # type: ignore[arg-type]
+
     def _output(self, x: Tensor, integers: Tensor) -> Tensor:
-        weight = dequantize_channels(integers, self.scale, self.zero_point, self.axis)  # type: ignore[arg-type]
+        weight = self.weight(integers)
         return self.function(x, weight, bias=self.bias, **self.options)  # type: ignore[operator]
 
     def _error(self, integers: Tensor) -> float:
         with torch.no_grad():
-            return sum(float((self._output(x, integers) - w).double().square().sum()) for x, w in self.pairs)
+            return sum(float((self._output(x, integers) - w).double().square().sum()) for x, w in self.checks)

@@ -18,7 +18,7 @@ from ..backends.base import Backend, Call
 from ..backends.units import Unit
 from ..compiler.batches import Batch
 from ..compiler.observers import OBSERVER_CLASSES
-from ..compiler.qdq import dequantize, quantize
+from ..compiler.qdq import round_trip
 from ..compiler.values import bind_inputs
 from .assign_precision import Assignment
 from .layer_weight import by_channels
@@ -74,8 +74,7 @@ class _Meter(fx.Interpreter):
         observer = OBSERVER_CLASSES[config.observer](node.name, config.activation.endswith("symmetric"))
         observer.observe(scaled)
         known = observer.qparams()
-        rounded = dequantize(quantize(scaled, known.scale, known.zero_point, known.qmin, known.qmax),
-                             known.scale, known.zero_point)  # fmt: skip
+        rounded = round_trip(scaled, known)
         error = layer(rounded * scale.reshape(along)) - result
         others = [d for d in range(x.dim()) if d != axis]
         square = scaled.square().mean(others) if others else scaled.square()

@@ -1,6 +1,7 @@
 """fxquant: an FX graph-mode auto-quantization compiler for PyTorch on x86 CPUs."""
 
 from .backends.base import Target
+from .compiler import debug
 from .compiler.api import compile, convert, prepare
 from .compiler.config import QuantConfig
 from .compiler.errors import (
@@ -33,5 +34,6 @@ __all__ = [
     "VerificationError",
     "compile",
     "convert",
+    "debug",
     "prepare",
 ]

@@ -1,0 +1,157 @@
+"""What each accuracy pass brings, on networks trained on real data: `python -m benchmarks.accuracy`.
+
+The data are scikit-learn's handwritten digits and the networks those of the demo, MobileNetV2-style. Two are
+compared: one with ReLU whose channels are then rescaled over decades without a change of its function (what Nagel et
+al. 2019, arXiv:1906.04721, found in MobileNetV2), and one with hard-swish. Every row is a compilation of its own
+with the reference of the same test images; accuracy is of the lowered module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import QuantConfig
+from fxquant.compiler.demo import Digits, InvertedResidual, accuracy, digits_network, load_digits, train
+from fxquant.compiler.lockstep import sqnr
+
+from .peers import cpu_info, quiet
+
+OFF = {"equalize": False, "smooth": False, "absorb_bias": False, "correct_bias": False}
+CALIBRATION = 10  # images per batch
+COLUMNS = ("network", "weights", "what", "test accuracy %", "below fp32", "SQNR dB")
+
+
+def badly_scaled(model: nn.Module, decades: float, seed: int = 0) -> nn.Module:
+    """A copy whose inner channels are rescaled, log-uniformly over `decades`, without a change of its function.
+
+    Where `conv, batch norm, relu, conv` follow each other, the norm's output is multiplied and the second
+    convolution's input divided by the same positive factor per channel.
+    """
+    model = copy.deepcopy(model)
+    seeded = torch.Generator().manual_seed(seed)
+    for block in model.modules():
+        if isinstance(block, InvertedResidual):
+            layers = list(block.body)
+            for norm, reader in zip(layers[1:], layers[3:], strict=False):
+                if isinstance(norm, nn.BatchNorm2d) and isinstance(reader, nn.Conv2d):
+                    factor = 10 ** (decades * (torch.rand(norm.num_features, generator=seeded) - 0.5))
+                    _rescale(norm, reader, factor)
+    return model
+
+
+@torch.no_grad()
+def _rescale(norm: nn.BatchNorm2d, reader: nn.Conv2d, factor: Tensor) -> None:
+    norm.weight *= factor
+    norm.bias *= factor
+    depthwise = reader.groups > 1
+    reader.weight /= factor.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
+
+
+def torch_ao(per_channel: bool) -> Callable[[nn.Module, Digits], Callable[..., Tensor]]:
+    """FX graph mode quantization of torch.ao with its x86 observers."""
+
+    def build(model: nn.Module, digits: Digits) -> Callable[..., Tensor]:
+        from torch.ao.quantization import QConfigMapping, get_default_qconfig
+        from torch.ao.quantization.observer import default_weight_observer
+        from torch.ao.quantization.qconfig import QConfig
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+        qconfig = get_default_qconfig("x86")
+        if not per_channel:
+            qconfig = QConfig(activation=qconfig.activation, weight=default_weight_observer)
+        with quiet():
+            prepared = prepare_fx(copy.deepcopy(model), QConfigMapping().set_global(qconfig), digits.test[0][:1])
+            for images in digits.calibration[0].split(CALIBRATION):
+                prepared(images)
+            return convert_fx(prepared)  # type: ignore[no-any-return]
+
+    return build
+
+
+def ours(per_channel: bool, **options: object) -> Callable[[nn.Module, Digits], Callable[..., Tensor]]:
+    """fxquant, with everything off but `options`."""
+    weight = "per_channel_symmetric" if per_channel else "per_tensor_symmetric"
+    config = QuantConfig(weight=weight, **{**OFF, **options})  # type: ignore[arg-type]
+
+    def build(model: nn.Module, digits: Digits) -> Callable[..., Tensor]:
+        return fxquant.compile(model, calibration=digits.calibration[0].split(CALIBRATION), config=config)
+
+    return build
+
+
+CLE = {"equalize": True}
+ABSORBED = {**CLE, "absorb_bias": True}
+CORRECTED = {**ABSORBED, "correct_bias": True}
+AUTO = dict.fromkeys(OFF, "auto")
+STAIRCASE = {
+    ("per tensor", "torch.ao FX"): torch_ao(False),
+    ("per tensor", "plain"): ours(False),
+    ("per tensor", "+ equalization (CLE)"): ours(False, **CLE),
+    ("per tensor", "+ bias absorption"): ours(False, **ABSORBED),
+    ("per tensor", "+ bias correction"): ours(False, **CORRECTED),
+    ("per tensor", "+ learned rounding"): ours(False, **CORRECTED, rounding="learned"),
+    ("per tensor", "default (auto)"): ours(False, **AUTO),
+    ("per channel", "torch.ao FX"): torch_ao(True),
+    ("per channel", "plain"): ours(True),
+    ("per channel", "default (auto)"): ours(True, **AUTO),
+    ("per channel", "+ learned rounding"): ours(True, **AUTO, rounding="learned"),
+}
+HARD_SWISH = {
+    ("per tensor", "torch.ao FX"): torch_ao(False),
+    ("per tensor", "plain"): ours(False),
+    ("per tensor", "+ bias correction"): ours(False, correct_bias=True),
+    ("per tensor", "+ learned rounding"): ours(False, correct_bias=True, rounding="learned"),
+    ("per tensor", "default (auto)"): ours(False, **AUTO),
+    ("per channel", "plain"): ours(True),
+    ("per channel", "default (auto)"): ours(True, **AUTO),
+}
+
+
+@torch.no_grad()
+def rows(name: str, model: nn.Module, digits: Digits, builds: dict[tuple[str, str], object]) -> list[list[str]]:
+    """A row for `model` in fp32, and one for each of `builds`."""
+    images, labels = digits.test
+    exact, right = model(images), accuracy(model, images, labels)
+    body = [[name, "fp32", "", f"{right:.2f}", "", ""]]
+    for (weights, what), build in builds.items():
+        run = build(model, digits)  # type: ignore[operator]
+        got = accuracy(run, images, labels)
+        cells = [f"{got:.2f}", f"{right - got:.2f}", f"{sqnr([exact], [run(images)]):.1f}"]
+        body.append([name, weights, what, *cells])
+        print(*body[-1], sep=" | ", flush=True)
+    return body
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.split("\n")[0])
+    parser.add_argument("--decades", type=float, default=3.0, help="default %(default)s")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    digits = load_digits()
+    body = []
+    for name, activation, builds in (("relu", nn.ReLU, STAIRCASE), ("hard-swish", nn.Hardswish, HARD_SWISH)):
+        torch.manual_seed(0)
+        model: nn.Module = train(digits_network(activation), *digits.train)
+        if activation is nn.ReLU:
+            name, model = f"relu, rescaled over {options.decades:g} decades", badly_scaled(model, options.decades)
+        body += rows(name, model, digits, builds)
+    machine = (
+        f"{cpu_info('model name') or platform.processor()}, torch {torch.__version__}, {len(digits.test[1])} images"
+    )
+    print(f"\n{machine}\n\n{tabulate(body, COLUMNS, disable_numparse=True)}")
+    if options.markdown:
+        options.markdown.write_text(f"- {machine}\n\n{tabulate(body, COLUMNS, 'github', disable_numparse=True)}\n")
+
+
+if __name__ == "__main__":
+    main()
