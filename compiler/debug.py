@@ -157,9 +157,10 @@ class _Recorder:
             assert rule is not None and isinstance(layer.weight, Tensor)
             weight, axis = layer.weight.detach(), rule.channel_axis
         else:
-            integers, scale, zero_point, axis = node.args[1].args  # type: ignore[union-attr,assignment]
-            parts = [attribute(gm, n) for n in (integers, scale, zero_point)]  # type: ignore[arg-type]
-            weight = dequantize_channels(*parts, axis)
+            known: Any = node.args[1]
+            integers, scale, zero_point = (attribute(gm, n) for n in known.args[:3])
+            axis = known.args[3]
+            weight = dequantize_channels(integers, scale, zero_point, axis)
         rows = weight.movedim(axis, 0).flatten(1)
         return rows.amin(1), rows.amax(1)
 

@@ -84,6 +84,8 @@ class AbsorbBias:
                 return reason
         for reader in unit.output.users:
             layer = modules[str(reader.target)]
+            if layer.weight.dim() != modules[str(unit.root.target)].weight.dim():
+                return f"'{reader.name}' reads another axis"
             padding = getattr(layer, "padding", 0)
             if padding == "same" or (not isinstance(padding, str) and any(torch.tensor(padding).reshape(-1))):
                 return f"'{reader.name}' pads with zeros, which the constant would have to reach"

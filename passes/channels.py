@@ -27,7 +27,7 @@ from torch.fx.node import map_arg
 from ..backends.base import OpRule, OpTable, Output
 from ..backends.units import tensor_inputs
 from ..compiler.batches import Batch
-from ..compiler.values import bind_inputs
+from ..compiler.values import attribute, bind_inputs
 from .layer_weight import input_channels, output_channels
 
 
@@ -80,6 +80,7 @@ class _Tracker(fx.Interpreter):
         self.table, self.refuse = table, refuse
         self.modules = dict(gm.named_modules())
         self.calls = Counter(_weight_of(self.modules[str(n.target)]) for n in gm.graph.nodes if n.op == "call_module")
+        self.read = {id(attribute(gm, n)) for n in gm.graph.nodes if n.op == "get_attr"}
         self.known: dict[fx.Node, Any] = {}  # slots of a value, or of each in a tuple
         self.count = 0
         self.producers: list[Port] = []
@@ -102,7 +103,7 @@ class _Tracker(fx.Interpreter):
         if rule is None:
             self._pin(n.all_input_nodes, f"'{n.name}' is not known to fxquant")
         elif rule.output is Output.META:
-            return
+            self._pin(n.all_input_nodes if isinstance(result, Tensor) else (), f"'{n.name}' reads it as a whole")
         elif n.op == "call_module" and (rule.weighted or rule.affine is not None):
             self._layer(n, rule, self.modules[str(n.target)], result)
         elif rule.product:
@@ -118,6 +119,8 @@ class _Tracker(fx.Interpreter):
         reason = self.refuse(n)
         if self.calls[_weight_of(layer)] > 1:
             reason = f"the weight of '{n.target}' is used {self.calls[_weight_of(layer)]} times"
+        elif any(id(p) in self.read for p in layer.parameters()):
+            reason = f"the parameters of '{n.target}' are read elsewhere, too"
         elif not isinstance(getattr(layer, "weight", None), Tensor):
             reason = f"'{n.target}' has no weight"
         if reason or rule.output is Output.WEIGHT_ONLY:
@@ -184,14 +187,21 @@ class _Tracker(fx.Interpreter):
         if not known or not all(isinstance(k, Tensor) for k in known):
             self._pin(sources, f"{rule.name} '{n.name}' joins it with what cannot be scaled")
             return
-        probes = {s: (k + 1).float().expand(self.env[s].shape) for s, k in zip(sources, known, strict=True)}
-        args, kwargs = (map_arg(a, lambda m: probes.get(m, self.env[m])) for a in (n.args, n.kwargs))
-        given = getattr(self, n.op)(n.target, args, kwargs)
-        found = [_decode(t) for t in (given if isinstance(given, list | tuple) else [given])]
+        numbers, *checks = [self._run_on(n, sources, known, values) for values in _numberings(self.count)]
+        found = [_decode(parts, self.count) for parts in zip(numbers, *checks, strict=True)]
         if any(f is None for f in found):
             self._pin(sources, f"{rule.name} '{n.name}' mixes channels")
             return
-        self.known[n] = tuple(found) if isinstance(given, list | tuple) else found[0]
+        self.known[n] = tuple(found) if rule.multiple else found[0]
+
+    def _run_on(
+        self, n: fx.Node, sources: Sequence[fx.Node], known: Sequence[Tensor], values: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The op's results where every channel holds the value of its slot, each with ``values``."""
+        probes = {s: values[k].expand(self.env[s].shape) for s, k in zip(sources, known, strict=True)}
+        args, kwargs = (map_arg(a, lambda m: probes.get(m, self.env[m])) for a in (n.args, n.kwargs))
+        given = getattr(self, n.op)(n.target, args, kwargs)
+        return [(t, values) for t in (given if isinstance(given, list | tuple) else [given])]
 
     def _pin(self, nodes: Sequence[fx.Node], reason: str) -> None:
         for node in nodes:
@@ -228,15 +238,26 @@ def _weight_of(layer: nn.Module) -> int:
     return id(getattr(layer, "weight", None)) if isinstance(getattr(layer, "weight", None), Tensor) else id(layer)
 
 
-def _decode(result: Tensor) -> Tensor | None:
-    """The slots of an op's result on slots counted from 1; None where it is none of them."""
-    numbers = result.round().long()
-    if (result - numbers).abs().max() > 0.1 or numbers.min() < 1:
+def _numberings(count: int) -> list[Tensor]:
+    """Positive values for ``count`` slots: their numbers from 1, and two more to tell a channel from a mixture.
+
+    A largest of several is not the largest when counted backwards, a mean is none of several at random.
+    """
+    up = torch.arange(1.0, count + 1)
+    return [up, up.flip(0), 1 + torch.rand(count, generator=torch.Generator().manual_seed(0))]
+
+
+def _decode(results: Sequence[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
+    """The slots of an op's result, from its results on each of :func:`_numberings`; None where it is none of them."""
+    numbers = results[0][0].round().long() - 1
+    if numbers.min() < 0 or numbers.max() >= count:
+        return None
+    if any(not torch.allclose(result, values[numbers], rtol=1e-5) for result, values in results):
         return None
     for axis in range(numbers.dim()):
         first = numbers.narrow(axis, 0, 1)
         numbers = first if (numbers == first).all() else numbers
-    return numbers - 1
+    return numbers
 
 
 def _components(count: int, edges: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -6,8 +6,9 @@ error per output channel over a sample is taken off the bias:
 .. math:: b_c' = b_c - \lambda_c \, \bar e_c, \qquad \bar e_c = E[\hat y_c - y_c].
 
 A small sample gives a noisy mean, and taking noise off adds noise. With :math:`v_c` the variance of
-:math:`\bar e_c` over the items of the sample, and :math:`\tau^2 = \max(0, mean_c(\bar e_c^2 - v_c))` the variance of the
-true errors over the channels, :math:`\lambda_c = \tau^2 / (\tau^2 + v_c)` (empirical Bayes; Efron and Morris 1973).
+:math:`\bar e_c` over the items of the sample, and
+:math:`\tau^2 = \max(0, mean_c(\bar e_c^2 - v_c))` the variance of the true errors over the channels,
+:math:`\lambda_c = \tau^2 / (\tau^2 + v_c)` (empirical Bayes; Efron and Morris 1973).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def correct_bias(gm: fx.GraphModule, twin: Twin, assignment: Assignment, sample:
     is surely nearer to the exact one with them all.
     """
     layers = [u for u in frozen_layers(gm, assignment) if assignment.config_of(u).correct_bias is not False]
-    refusals, remarks, undo = dict[fx.Node, str](), dict[fx.Node, str](), list[tuple[Tensor, Tensor]]()
+    refusals, remarks, undo = dict[fx.Node, str](), dict[fx.Node, str](), list[tuple[fx.Node, Tensor, Tensor]]()
     if not layers:
         return PassResult(0)
     before = Stepper(gm, sample).finish()
@@ -54,24 +55,24 @@ def correct_bias(gm: fx.GraphModule, twin: Twin, assignment: Assignment, sample:
             refusals[unit.root] = "bias not corrected: a sample of one item does not tell error from chance"
             continue
         shift = _shrunk(errors)
-        deviation = torch.cat([w.movedim(axis, 0).flatten(1) for w in wanted], 1).std(1)
+        deviation = torch.cat([w.movedim(axis, 0).reshape(w.shape[axis], -1) for w in wanted], 1).std(1)
         if (shift.abs() < SETTLED * deviation).all():
             continue
         bias = attribute(gm, _bias(unit))
         if assignment.config_of(unit).correct_bias == "auto":
-            undo.append((bias, bias.clone()))
+            undo.append((unit.root, bias, bias.clone()))
         bias -= shift
         rounded.change(unit.root, _subtract(shift, axis))
         share = float((shift.abs() / deviation.clamp_min(1e-30)).max())
         remarks[unit.root] = f"bias corrected by up to {share:.1%} of a channel's deviation"
     wanted, after = exact.finish(), rounded.finish()
     if undo and not surely_nearer(wanted, before, after):
-        for bias, old in undo:
-            bias.copy_(old)
         was, now = sqnr(wanted, before), sqnr(wanted, after)
         reason = f"bias not corrected: no sure gain at the model's output ({was:.1f} dB, corrected {now:.1f} dB)"
-        refusals |= dict.fromkeys(remarks, reason)
-        remarks = {}
+        for node, bias, old in undo:
+            bias.copy_(old)
+            refusals[node] = reason
+            del remarks[node]
     return PassResult(len(remarks), refusals, remarks)
 
 
@@ -80,11 +81,10 @@ def _bias(unit: Unit) -> fx.Node:
 
 
 def _mean_error(wanted: Tensor, given: Tensor, axis: int) -> Tensor:
-    """Mean error per channel for each item of the first axis: ``(items, channels)``."""
-    error = (given - wanted).movedim(axis, -1)
-    if error.dim() == 1:
-        return error[None]
-    return error.flatten(1, -2).mean(1) if error.dim() > 2 else error
+    """Mean error per channel for each item of the first axis, if there is one: ``(items, channels)``."""
+    error = given - wanted
+    error = (error[None] if axis == 0 else error).movedim(axis + (axis == 0), -1)
+    return error.reshape(len(error), -1, error.shape[-1]).mean(1)
 
 
 def _shrunk(errors: Tensor) -> Tensor:

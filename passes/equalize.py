@@ -97,14 +97,16 @@ class _Ranges:
 
     def settle(self) -> Tensor:
         """The scale of every class, 1 where it must not or need not change."""
-        log_scale = torch.zeros(self.classes.count)
+        log_scale, last = torch.zeros(2, self.classes.count)
         for _ in range(STEPS):
             given, read = self._at(log_scale.exp())
             usable = self.classes.free & (given > 0) & (read > 0)
             step = torch.where(usable, 0.5 * (given.log() - read.log()), 0.0)
             if step.abs().max() < TOLERANCE:
                 break
-            log_scale += step
+            # All move at once: a layer between two classes would swing to and fro.
+            last = torch.where(step * last < 0, step / 2, step)
+            log_scale += last
         return log_scale.exp()
 
     def _at(self, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from ..backends.base import OpRule, OpTable, Output
+from ..compiler.values import attribute
 from .base import PassResult, finish
 from .layer_weight import output_channels, rescale, shift
 
@@ -24,6 +25,7 @@ class FoldBatchNorm:
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
         calls = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
+        read = {id(attribute(gm, n)) for n in gm.graph.nodes if n.op == "get_attr"}
         count, refusals = 0, {}
         for bn in list(gm.graph.nodes):
             rule = table.of(bn, modules)
@@ -34,9 +36,12 @@ class FoldBatchNorm:
             if layer_rule is None or not layer_rule.weighted or layer_rule.output is Output.WEIGHT_ONLY:
                 refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
                 continue
+            read_elsewhere = any(id(p) in read for p in modules[str(layer.target)].parameters())
             reason = self._refusal(layer, modules[str(bn.target)], calls)
             if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_rule):
                 reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
+            if read_elsewhere:
+                reason = f"not folded: the parameters of '{layer.target}' are read elsewhere, too"
             if reason:
                 refusals[bn] = reason
                 continue

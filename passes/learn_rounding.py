@@ -65,7 +65,8 @@ class LearnRounding:
                 learner = _Learner(gm, self.twin, unit, [(a[0], w) for a, w in zip(inputs, wanted, strict=True)])
                 remarks[unit.root] = learner.learn(seconds)
                 # It has run already, with the integers as they were.
-                rounded.change(unit.root.args[1], lambda _, known=learner.weight(): known)  # type: ignore[arg-type,misc]
+                learned = learner.weight()
+                rounded.change(unit.root.args[1], lambda _, w=learned: w)  # type: ignore[arg-type,misc]
         return PassResult(len(remarks), refusals, remarks)
 
     def _config(self, unit: Unit) -> Any:
@@ -112,6 +113,9 @@ class _Learner:
 
     def learn(self, seconds: float) -> str:
         """Change the integers in place if that lowers the output error on unseen pairs. Returns what happened."""
+        before = self._error(self.integers)
+        if before == 0:
+            return "rounding to nearest kept: it is exact"
         low, high = STRETCH
         start = torch.logit(((self.rest - low) / (high - low)).clamp(1e-4, 1 - 1e-4))
         logits = start.clone().requires_grad_(True)
@@ -125,7 +129,7 @@ class _Learner:
             x, wanted = self._draw(seeded)
             with torch.enable_grad():
                 up = (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
-                loss = (self._output(x, self.floor + up) - wanted).square().sum(1).mean()
+                loss = (self._output(x, self.floor + up) - wanted).square().mean() * len(self.bias)
                 if progress > WARM_UP:
                     beta = BETA[0] + (BETA[1] - BETA[0]) * (progress - WARM_UP) / (1 - WARM_UP)
                     loss = loss + REGULARIZER * (1 - (2 * up - 1).abs().pow(beta)).sum()
@@ -133,7 +137,7 @@ class _Learner:
                 loss.backward()
                 optimizer.step()
         learned = (self.floor + (logits.detach() > 0)).clamp(self.low, self.high).to(self.integers.dtype)
-        before, after = self._error(self.integers), self._error(learned)
+        after = self._error(learned)
         if after >= before:
             return f"rounding to nearest kept: learned, the output error would be {after / before:.0%} of that"
         self.integers.copy_(learned)
@@ -141,6 +145,8 @@ class _Learner:
 
     def _draw(self, seeded: torch.Generator) -> tuple[Tensor, Tensor]:
         x, wanted = self.learns[int(torch.randint(len(self.learns), (1,), generator=seeded))]
+        if x.dim() < self.integers.dim():  # no batch axis
+            return x, wanted
         chosen = torch.randperm(len(x), generator=seeded)[:ITEMS]
         return x[chosen], wanted[chosen]
 

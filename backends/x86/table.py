@@ -137,7 +137,8 @@ BINARY = [
         "matmul", torch.matmul, (operator.matmul, "matmul", torch.bmm, "bmm"), inputs=2,
         kernels=k.elementwise_pair(Q.matmul.default), prefer_float=DEQUANTIZES,
     ),
-    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, scale_equivariant=True, kernels=k.cat),
+    OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, scale_equivariant=True,
+           kernels=k.cat),
     OpRule("stack", torch.stack, (), "dim", inputs=0, joins=True, scale_equivariant=True, kernels=k.cat),
 ]  # fmt: skip
 

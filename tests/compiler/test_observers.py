@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import fxquant
 from fxquant import CalibrationError
 from fxquant.compiler.observers import (
     OBSERVER_CLASSES,
@@ -101,7 +102,7 @@ def test_range_is_within_what_was_seen(name: str, data: list[Tensor], symmetric:
     observer = observed(name, *data, symmetric=symmetric)
     low, high = observer.range()
     least, most = min(float(x.min()) for x in data), max(float(x.max()) for x in data)
-    if symmetric and name == "histogram":
+    if symmetric and name in ("histogram", "measured", "percentile"):
         least, most = -max(abs(least), abs(most)), max(abs(least), abs(most))
     slack = 1e-6 * max(abs(least), abs(most))
     assert low <= high
@@ -151,6 +152,9 @@ def test_mse_range_of_an_outlier_clips_it() -> None:
 def test_percentile_leaves_out_the_tails() -> None:
     x = torch.cat([torch.randn(100000), torch.tensor([40.0, -40.0])])
     low, high = observed("percentile", x).range()
+    inner = observed("histogram", x).range()
+    assert low < 0 < high and (low, high) == inner, "the range of least error is wider than the percentile here"
+    low, high = observed("percentile", torch.randn(100000)).range()
     assert -5 < low < -3 and 3 < high < 5
 
 
@@ -301,3 +305,36 @@ def test_clamps_to_needs_the_bounds_at_the_ends() -> None:
 def test_printing_tells_what_was_seen() -> None:
     assert "nothing seen" in repr(MinMaxObserver("a"))
     assert "2 batches" in repr(observed("minmax", torch.ones(1), torch.ones(1)))
+
+
+def percentile_of(x: Tensor) -> float:
+    return float(x.sort().values[int(0.99995 * (x.numel() - 1)) - 10])
+
+
+def test_the_percentile_keeps_outliers_that_matter() -> None:
+    """A transformer's residual stream: one value in ten thousand is hundreds of times larger than the others."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200_000, generator=generator)
+    x[::20_000] = 60 * 5  # fewer than the percentile would clip
+    observer = observed("percentile", x)
+    assert observer.high == 300.0 and observer.range()[1] > 250.0
+    assert percentile_of(x) < 10.0, "what the plain percentile would have kept"
+
+
+def test_measured_ranges_are_chosen_by_the_readers() -> None:
+    """Rare large values that the next layer weighs heavily are kept, although the tensor's error would be less."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4096).abs()
+    x[:, 0] = 30.0
+    layer = torch.nn.Linear(4096, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+        layer.weight[:, 0] = 1.0
+    errors = {}
+    for name in ("histogram", "measured"):
+        q = fxquant.compile(
+            torch.nn.Sequential(layer).eval(), calibration=[x], backend="reference",
+            config=fxquant.QuantConfig(observer=name, smooth=False, correct_bias=False),
+        )  # fmt: skip
+        errors[name] = float((q(x) - layer(x)).detach().square().mean())
+    assert errors["measured"] <= errors["histogram"]
