@@ -190,10 +190,13 @@ class Backend(Protocol):
     table: OpTable
     target: Target
 
-    def weight_scale_floor(self, call: Call, weight: Tensor, top: Tensor | None) -> Tensor | None:
+    def weight_scale_floor(
+        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+    ) -> Tensor | None:
         """Smallest weight scale per output channel that the kernels of this target compute exactly.
 
-        ``top`` holds the largest input integer seen per input channel; None, all 255. None: no restriction.
+        ``top`` holds the largest input integer seen per input channel; None, all 255. ``rounding`` is how many steps
+        an integer may be off its weight. None: no restriction.
         """
         ...
 

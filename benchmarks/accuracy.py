@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import copy
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -22,11 +23,14 @@ import fxquant
 from fxquant import QuantConfig
 from fxquant.compiler.demo import Digits, InvertedResidual, accuracy, digits_network, load_digits, train
 from fxquant.compiler.lockstep import sqnr
+from tests.models import ZOO, batches, settled
 
 from .peers import cpu_info, quiet
 
-OFF = {"equalize": False, "smooth": False, "absorb_bias": False, "correct_bias": False}
+OFF: dict[str, Any] = {"equalize": False, "smooth": False, "absorb_bias": False, "correct_bias": False}
 CALIBRATION = 10  # images per batch
+Build = Callable[[nn.Module, Digits], nn.Module]
+ZOO_COLUMNS = ("model", "passes off", "smooth alone", "correct_bias alone", "default")
 COLUMNS = ("network", "weights", "what", "test accuracy %", "below fp32", "SQNR dB")
 
 
@@ -50,16 +54,16 @@ def badly_scaled(model: nn.Module, decades: float, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def _rescale(norm: nn.BatchNorm2d, reader: nn.Conv2d, factor: Tensor) -> None:
-    norm.weight *= factor
-    norm.bias *= factor
+    norm.weight.mul_(factor)
+    norm.bias.mul_(factor)
     depthwise = reader.groups > 1
     reader.weight /= factor.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
 
 
-def torch_ao(per_channel: bool) -> Callable[[nn.Module, Digits], Callable[..., Tensor]]:
+def torch_ao(per_channel: bool) -> Build:
     """FX graph mode quantization of torch.ao with its x86 observers."""
 
-    def build(model: nn.Module, digits: Digits) -> Callable[..., Tensor]:
+    def build(model: nn.Module, digits: Digits) -> nn.Module:
         from torch.ao.quantization import QConfigMapping, get_default_qconfig
         from torch.ao.quantization.observer import default_weight_observer
         from torch.ao.quantization.qconfig import QConfig
@@ -69,29 +73,29 @@ def torch_ao(per_channel: bool) -> Callable[[nn.Module, Digits], Callable[..., T
         if not per_channel:
             qconfig = QConfig(activation=qconfig.activation, weight=default_weight_observer)
         with quiet():
-            prepared = prepare_fx(copy.deepcopy(model), QConfigMapping().set_global(qconfig), digits.test[0][:1])
+            prepared = prepare_fx(copy.deepcopy(model), QConfigMapping().set_global(qconfig), (digits.test[0][:1],))
             for images in digits.calibration[0].split(CALIBRATION):
                 prepared(images)
-            return convert_fx(prepared)  # type: ignore[no-any-return]
+            return convert_fx(prepared)
 
     return build
 
 
-def ours(per_channel: bool, **options: object) -> Callable[[nn.Module, Digits], Callable[..., Tensor]]:
+def ours(per_channel: bool, **options: Any) -> Build:
     """fxquant, with everything off but `options`."""
     weight = "per_channel_symmetric" if per_channel else "per_tensor_symmetric"
-    config = QuantConfig(weight=weight, **{**OFF, **options})  # type: ignore[arg-type]
+    config = QuantConfig(weight=weight, **{**OFF, **options})
 
-    def build(model: nn.Module, digits: Digits) -> Callable[..., Tensor]:
+    def build(model: nn.Module, digits: Digits) -> nn.Module:
         return fxquant.compile(model, calibration=digits.calibration[0].split(CALIBRATION), config=config)
 
     return build
 
 
-CLE = {"equalize": True}
+CLE: dict[str, Any] = {"equalize": True}
 ABSORBED = {**CLE, "absorb_bias": True}
 CORRECTED = {**ABSORBED, "correct_bias": True}
-AUTO = dict.fromkeys(OFF, "auto")
+AUTO: dict[str, Any] = dict.fromkeys(OFF, "auto")
 STAIRCASE = {
     ("per tensor", "torch.ao FX"): torch_ao(False),
     ("per tensor", "plain"): ours(False),
@@ -107,23 +111,28 @@ STAIRCASE = {
 }
 HARD_SWISH = {
     ("per tensor", "torch.ao FX"): torch_ao(False),
-    ("per tensor", "plain"): ours(False),
-    ("per tensor", "+ bias correction"): ours(False, correct_bias=True),
-    ("per tensor", "+ learned rounding"): ours(False, correct_bias=True, rounding="learned"),
-    ("per tensor", "default (auto)"): ours(False, **AUTO),
+    **{
+        (f"per tensor, {bits} bits", what): ours(False, weight_bits=bits, **options)
+        for bits in (8, 4, 3)
+        for what, options in (
+            ("plain", {}),
+            ("+ bias correction", {"correct_bias": True}),
+            ("+ learned rounding", {"correct_bias": True, "rounding": "learned"}),
+        )
+    },
     ("per channel", "plain"): ours(True),
     ("per channel", "default (auto)"): ours(True, **AUTO),
 }
 
 
 @torch.no_grad()
-def rows(name: str, model: nn.Module, digits: Digits, builds: dict[tuple[str, str], object]) -> list[list[str]]:
+def rows(name: str, model: nn.Module, digits: Digits, builds: Mapping[tuple[str, str], Build]) -> list[list[str]]:
     """A row for `model` in fp32, and one for each of `builds`."""
     images, labels = digits.test
     exact, right = model(images), accuracy(model, images, labels)
     body = [[name, "fp32", "", f"{right:.2f}", "", ""]]
     for (weights, what), build in builds.items():
-        run = build(model, digits)  # type: ignore[operator]
+        run = build(model, digits)
         got = accuracy(run, images, labels)
         cells = [f"{got:.2f}", f"{right - got:.2f}", f"{sqnr([exact], [run(images)]):.1f}"]
         body.append([name, weights, what, *cells])
@@ -131,26 +140,48 @@ def rows(name: str, model: nn.Module, digits: Digits, builds: dict[tuple[str, st
     return body
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.split("\n")[0])
-    parser.add_argument("--decades", type=float, default=3.0, help="default %(default)s")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
+def digits_rows(decades: float) -> list[list[str]]:
+    """All rows of both networks."""
     digits = load_digits()
     body = []
     for name, activation, builds in (("relu", nn.ReLU, STAIRCASE), ("hard-swish", nn.Hardswish, HARD_SWISH)):
         torch.manual_seed(0)
         model: nn.Module = train(digits_network(activation), *digits.train)
         if activation is nn.ReLU:
-            name, model = f"relu, rescaled over {options.decades:g} decades", badly_scaled(model, options.decades)
+            name, model = f"relu, rescaled over {decades:g} decades", badly_scaled(model, decades)
         body += rows(name, model, digits, builds)
-    machine = (
-        f"{cpu_info('model name') or platform.processor()}, torch {torch.__version__}, {len(digits.test[1])} images"
-    )
-    print(f"\n{machine}\n\n{tabulate(body, COLUMNS, disable_numparse=True)}")
+    return body
+
+
+@torch.no_grad()
+def zoo_rows() -> list[list[str]]:
+    """SQNR of every zoo model with the passes off, with one of them at its default, and with all."""
+    body = []
+    for name in ZOO:
+        model, calibration = settled(name), batches(name, 8, seed=1)
+        held_out = batches(name, 8, seed=2)
+        exact = [model(*inputs) for inputs in held_out]
+        cells = [name]
+        for options in (OFF, {**OFF, "smooth": "auto"}, {**OFF, "correct_bias": "auto"}, {}):
+            q = fxquant.compile(model, calibration=calibration, config=QuantConfig(**options))
+            cells.append(f"{sqnr(exact, [q(*inputs) for inputs in held_out]):.1f}")
+        body.append(cells)
+        print(*cells, sep=" | ", flush=True)
+    return body
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.split("\n")[0])
+    parser.add_argument("--decades", type=float, default=3.0, help="default %(default)s")
+    parser.add_argument("--zoo", action="store_true", help="SQNR of the zoo with the passes off and on, instead")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    body, columns = (zoo_rows(), ZOO_COLUMNS) if options.zoo else (digits_rows(options.decades), COLUMNS)
+    machine = f"{cpu_info('model name') or platform.processor()}, torch {torch.__version__}"
+    print(f"\n{machine}\n\n{tabulate(body, columns, disable_numparse=True)}")
     if options.markdown:
-        options.markdown.write_text(f"- {machine}\n\n{tabulate(body, COLUMNS, 'github', disable_numparse=True)}\n")
+        options.markdown.write_text(f"- {machine}\n\n{tabulate(body, columns, 'github', disable_numparse=True)}\n")
 
 
 if __name__ == "__main__":

@@ -80,12 +80,11 @@ def compile(
     if calibration is None:
         return QuantizedModule(prepared)
     batches = as_batches(calibration, prepared.graph_module, calibration_batches)
-    first, sample = [], Sample()
-    while not sample.full and (batch := next(batches, None)) is not None:
-        first.append(batch)
-        sample.keep(batch)
+    sample = Sample()
+    sample.fill(batches)
     prepared.begin(sample)
-    for args, kwargs in itertools.chain(first, batches):
+    # Copies: a loader may refill one buffer.
+    for args, kwargs in itertools.chain(list(sample), batches):
         prepared(*args, **kwargs)
     return convert(prepared)
 

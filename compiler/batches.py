@@ -63,14 +63,23 @@ def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Ba
         args = tuple(batch[:-1]) if len(batch) == arity + 1 else tuple(batch)
     else:
         args = (batch,)
+    check_finite((args, kwargs), number, gm)
+    return args, kwargs
+
+
+def check_finite(batch: Batch, number: int, gm: fx.GraphModule) -> None:
+    """Refuse a batch that does not fit the forward of ``gm``, or holds NaN or inf.
+
+    Raises:
+        CalibrationError: either is so.
+    """
     try:
-        values = bind_inputs(gm, args, kwargs)
+        values = bind_inputs(gm, *batch)
     except TypeError as error:
         raise CalibrationError(f"Calibration batch {number} does not fit the forward: {error}.") from error
     for name, value in zip((n for n in gm.graph.nodes if n.op == "placeholder"), values, strict=True):
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise CalibrationError(f"Calibration batch {number} holds NaN or inf in input '{name}'.")
-    return args, kwargs
 
 
 def run_batch(run: Callable[..., Result], batch: Batch, number: int) -> Result:
@@ -98,9 +107,21 @@ class Sample(list[Batch]):
         size = sum(v.numel() * v.element_size() for b in self for v in _values(b) if isinstance(v, Tensor))
         return len(self) >= SAMPLE_BATCHES or size >= SAMPLE_BYTES
 
+    def fill(self, batches: Iterator[Batch]) -> None:
+        """Keep batches until the sample is full or there are no more.
+
+        Raises:
+            CalibrationError: all of them are empty.
+        """
+        while not self.full and (batch := next(batches, None)) is not None:
+            self.keep(batch)
+        if not self:
+            raise CalibrationError("All calibration batches are empty: there are no values to find ranges from.")
+
     def keep(self, batch: Batch) -> None:
-        """Append a copy of ``batch`` unless the sample is full."""
-        if not self.full:
+        """Append a copy of ``batch`` unless the sample is full or a tensor in it is empty."""
+        empty = any(isinstance(v, Tensor) and not v.numel() for v in _values(batch))
+        if not self.full and not empty:
             self.append((tuple(_copied(v) for v in batch[0]), {k: _copied(v) for k, v in batch[1].items()}))
 
 

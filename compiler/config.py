@@ -94,6 +94,8 @@ class QuantConfig:
                 raise ConfigError(
                     f"Override of {key!r} is {value!r}: expected a QuantConfig, or None to leave it in fp32."
                 )
+            if value is not None and value.relu6_as_relu:
+                raise ConfigError(f"Override of {key!r} has relu6_as_relu=True, which is for the whole model only.")
             if value is not None and value.overrides:
                 raise ConfigError(f"Override of {key!r} has overrides of its own; write them at the top level.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 from ..backends.base import OpTable, Output, Target
 from ..backends.x86 import X86Backend
 from ..passes.freeze import frozen_layers
-from .batches import Batch, Sample, as_batches
+from .batches import Batch, Sample, as_batches, run_batch
 from .capture import check_model
 from .config import QuantConfig, module_path
 from .lockstep import Stepper, Twin, sqnr
@@ -86,7 +85,7 @@ def inspect(
         calibration: as of ``compile``; the first ``batches`` are read, and everything is measured on them.
         config: as of ``compile``.
         target: as of ``compile``.
-        batches: how many batches to use.
+        batches: how many batches to use at most; no more than ``compile`` keeps (8, and 16 MiB).
 
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: as ``compile`` does.
@@ -95,19 +94,16 @@ def inspect(
     backend = X86Backend(target)
     recorder = _Recorder(backend.table)
     work = start(model, Options(backend, config or QuantConfig(), probe=recorder))
-    given = list(itertools.islice(as_batches(calibration, work.gm, batches), batches))
     sample = Sample()
-    for batch in given:
-        sample.keep(batch)
-    recorder.begin(given, work.gm)
+    sample.fill(as_batches(calibration, work.gm, batches))
+    recorder.begin(sample, work.gm)
     prepare(work, sample)
-    with torch.no_grad():
-        for args, kwargs in given:
-            work.gm(*args, **kwargs)
+    for number, batch in enumerate(sample):
+        run_batch(work.gm, batch, number)
     twin = quantize(work)
     assert work.assignment is not None
     names = {u.root: recorder.paths[u.root] for u in frozen_layers(work.gm, work.assignment)}
-    return Inspection(recorder.steps, _layer_sqnr(work.gm, twin, names, given))
+    return Inspection(recorder.steps, _layer_sqnr(work.gm, twin, names, sample))
 
 
 def _layer_sqnr(gm: fx.GraphModule, twin: Twin, names: Mapping[fx.Node, str], given: list[Batch]) -> dict[str, float]:
@@ -142,9 +138,9 @@ class _Recorder:
         if not self.given:
             return
         watcher = _Watcher(gm, set(self.paths))
-        with torch.no_grad(), observers_paused(gm):
-            for args, kwargs in self.given:
-                watcher.run(*bind_inputs(gm, args, kwargs))
+        with observers_paused(gm):
+            for number, batch in enumerate(self.given):
+                run_batch(lambda *args, **kwargs: watcher.run(*bind_inputs(gm, args, kwargs)), batch, number)
         self.steps[step] = {
             self.paths[n]: LayerView(*self._weight(n, gm), seen.low, seen.high, seen.histogram)
             for n, seen in watcher.seen.items()

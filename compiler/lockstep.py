@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,14 +74,25 @@ class Stepper:
         # What depends on no input is the same for all batches.
         constant = node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes)
         self._constants |= {node} if constant else set()
-        with torch.no_grad():
-            for run in self._runs:
+        with torch.no_grad(), _restored_rng():
+            for number, run in enumerate(self._runs):
+                torch.default_generator.manual_seed(number)  # what draws at random must draw alike in both forms
                 shared = constant and run is not self._runs[0]
                 run.env[node] = self._runs[0].env[node] if shared else run.run_node(node)
                 if node.op == "output":
                     self.outputs.append(run.env[node])
                 for dead in run.user_to_last_uses.get(node, []):
                     del run.env[dead]
+
+
+@contextlib.contextmanager
+def _restored_rng() -> Iterator[None]:
+    """Without what torch.random.fork_rng does for other devices: it would take longer than most ops."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
 def squares(exact: Any, other: Any) -> tuple[Tensor, Tensor]:

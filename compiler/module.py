@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..backends.base import Lowered
-from .batches import Batch, Sample, run_batch
+from .batches import Batch, Sample, check_finite, run_batch
 from .errors import StateError
 from .pipeline import Work, convert, prepare
 from .report import Report
@@ -37,13 +37,14 @@ class Prepared(nn.Module):
         if self.converted:
             raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
         batch = (args, kwargs)
+        check_finite(batch, self._calls, self.graph_module)
         if not self.begun:
             first = Sample()
-            first.keep(batch)
+            first.fill(iter([batch]))
             prepare(self.work, first)
-        elif not self._sampled:
-            self.work.sample.keep(batch)
         result = run_batch(self.graph_module, batch, self._calls)
+        if not self._sampled and self._calls:
+            self.work.sample.keep(batch)
         self._calls += 1
         return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from ..passes.choice import Choice, only_with_one_scale
 from ..passes.choose_ranges import choose_ranges
 from ..passes.correct_bias import correct_bias
 from ..passes.eliminate_noops import EliminateNoops
-from ..passes.equalize import Equalize
+from ..passes.equalize import Equalize, nothing_against
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
 from ..passes.learn_rounding import LearnRounding
@@ -31,6 +32,8 @@ from .lockstep import Twin, twin
 from .normalize import normalize
 from .report import Report, build_report, parameter_bytes
 from .values import run_values
+
+LOCKSTEP_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,15 @@ class Work:
         if self.options.probe:
             self.options.probe(step, self.gm)
 
-    def apply(self, rewrite: Pass, with_refusals: bool = True) -> int:
-        """Run a pass and keep what it says. Returns the number of its rewrites."""
+    def apply(self, rewrite: Pass, refused: Callable[[fx.Node], bool] = lambda node: True) -> None:
+        """Run a pass and keep what it says; its refusals for the nodes that ``refused`` is true for."""
         result = rewrite(self.gm, self.options.backend.table)
-        self.note(result, with_refusals)
+        self.note(result, refused)
         self.snapshot(rewrite.name)
-        return result.rewrites
 
-    def note(self, result: PassResult, with_refusals: bool = True) -> None:
+    def note(self, result: PassResult, refused: Callable[[fx.Node], bool] = lambda node: True) -> None:
         """Keep what a pass says for the report."""
-        for texts in (result.remarks, result.refusals if with_refusals else {}):
+        for texts in (result.remarks, {n: t for n, t in result.refusals.items() if refused(n)}):
             for node, text in texts.items():
                 self.notes[node] = f"{self.notes[node]}; {text}" if node in self.notes else text
 
@@ -133,13 +135,13 @@ def even_out(work: Work) -> None:
     """Scale and shift channels across layers, as far as the configuration wants it. Exact."""
     assignment, backend, sample = work.assignment, work.options.backend, work.sample
     assert assignment is not None
-    one_scale, anywhere = only_with_one_scale(assignment), lambda node: None
+    one_scale = only_with_one_scale(assignment)
     equalize = Choice(assignment, "equalize", one_scale)
     if equalize.leaves_any:
         work.apply(Equalize(sample[0], equalize))
-    smooth = Choice(assignment, "smooth", anywhere)
+    smooth = Choice(assignment, "smooth", nothing_against)
     if smooth.leaves_any:
-        work.apply(Smooth(assignment, backend, sample, smooth), with_refusals=assignment.config.default.smooth is True)
+        work.apply(Smooth(assignment, backend, sample, smooth), refused=smooth.decided)
     absorb = Choice(assignment, "absorb_bias", one_scale)
     if absorb.leaves_any:
         work.apply(AbsorbBias(sample, absorb))
@@ -148,15 +150,23 @@ def even_out(work: Work) -> None:
 def quantize(work: Work) -> Twin:
     """From a calibrated graph to the frozen one that is lowered. Returns the graph in fp32."""
     assert work.assignment is not None
-    choose_ranges(work.gm, work.assignment, work.sample)
+    sample = work.sample[: _at_once(work.assignment)]
+    choose_ranges(work.gm, work.assignment, sample)
     exact = twin(work.gm)
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
-    learn = LearnRounding(exact, work.assignment, work.sample)
+    learn = LearnRounding(exact, work.assignment, sample)
     work.note(learn(work.gm))
-    work.note(correct_bias(work.gm, exact, work.assignment, work.sample))
+    work.snapshot(learn.name)
+    work.note(correct_bias(work.gm, exact, work.assignment, sample))
     work.snapshot("correct_bias")
     return exact
+
+
+def _at_once(assignment: Assignment) -> int:
+    """How many batches may run side by side: their largest values, a few of which live at a time, are bounded."""
+    sizes = [math.prod(v.shape) * v.dtype.itemsize for v in assignment.values.values()]
+    return max(1, LOCKSTEP_BYTES // max(*sizes, 1))
 
 
 def convert(work: Work) -> tuple[Lowered, Report]:

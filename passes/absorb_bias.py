@@ -12,7 +12,6 @@ falls short of. Here ``c`` is the least value seen in a sample: exact for every 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..backends.units import Unit, clamp_bounds, match_units
 from ..compiler.batches import Batch
 from .base import PassResult
 from .layer_weight import by_channels, shift
+from .sharing import Sharing
 from .statistics import channel_statistics
 
 LEAST_SHARE = 0.05  # of the channel's largest value; absorbing less gains nothing
@@ -46,13 +46,13 @@ class AbsorbBias:
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         units = match_units(gm, table).units
         modules = dict(gm.named_modules())
-        calls = Counter(str(n.target) for n in gm.graph.nodes if n.op == "call_module")
+        sharing = Sharing(gm)
         weighted = {u.root: u for u in units if u.rule.weighted and u.root.op == "call_module"}
         refusals, usable, remarks = dict[fx.Node, str](), list[Unit](), dict[fx.Node, str]()
         for unit in weighted.values():
             if unit.rule.output is Output.WEIGHT_ONLY or clamp_bounds(unit, table) != (0.0, math.inf):
                 continue
-            reason = self._refusal(unit, weighted, modules, calls)
+            reason = self._refusal(unit, weighted, modules, sharing)
             if reason:
                 refusals[unit.root] = f"bias not absorbed: {reason}"
             else:
@@ -72,14 +72,12 @@ class AbsorbBias:
         return PassResult(len(remarks), refusals, remarks)
 
     def _refusal(
-        self, unit: Unit, weighted: dict[fx.Node, Unit], modules: dict[str, Any], calls: Counter[str]
+        self, unit: Unit, weighted: dict[fx.Node, Unit], modules: dict[str, Any], sharing: Sharing
     ) -> str | None:
         for node in (unit.root, *unit.output.users):
             if node not in weighted:
                 return f"'{node.name}' reads it, which is no conv or linear layer"
-            if calls[str(node.target)] > 1:
-                return f"layer '{node.target}' is called {calls[str(node.target)]} times"
-            reason = self.refuse(node)
+            reason = sharing.reason(modules[str(node.target)], str(node.target)) or self.refuse(node)
             if reason:
                 return reason
         for reader in unit.output.users:

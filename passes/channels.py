@@ -15,7 +15,6 @@ consumers by ``s`` (Nagel et al. 2019, arXiv:1906.04721, eq. 6, for one producer
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +26,9 @@ from torch.fx.node import map_arg
 from ..backends.base import OpRule, OpTable, Output
 from ..backends.units import tensor_inputs
 from ..compiler.batches import Batch
-from ..compiler.values import attribute, bind_inputs
+from ..compiler.values import bind_inputs
 from .layer_weight import input_channels, output_channels
+from .sharing import Sharing
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ScaleClasses:
         producers, consumers: layers that give and that read them.
         free: ``(count,)``, whether a class may be scaled.
         refusals: for each layer with an output that is not free, why.
-        inputs: for each consumer, the value that it reads and the axis of its channels.
+        inputs: for each consumer, the value that it reads and the axis of its channels, counted from the end.
     """
 
     count: int
@@ -79,8 +79,7 @@ class _Tracker(fx.Interpreter):
         super().__init__(gm)
         self.table, self.refuse = table, refuse
         self.modules = dict(gm.named_modules())
-        self.calls = Counter(_weight_of(self.modules[str(n.target)]) for n in gm.graph.nodes if n.op == "call_module")
-        self.read = {id(attribute(gm, n)) for n in gm.graph.nodes if n.op == "get_attr"}
+        self.sharing = Sharing(gm)
         self.known: dict[fx.Node, Any] = {}  # slots of a value, or of each in a tuple
         self.count = 0
         self.producers: list[Port] = []
@@ -116,12 +115,8 @@ class _Tracker(fx.Interpreter):
             self._follow(n, rule)
 
     def _layer(self, n: fx.Node, rule: OpRule, layer: nn.Module, result: Tensor) -> None:
-        reason = self.refuse(n)
-        if self.calls[_weight_of(layer)] > 1:
-            reason = f"the weight of '{n.target}' is used {self.calls[_weight_of(layer)]} times"
-        elif any(id(p) in self.read for p in layer.parameters()):
-            reason = f"the parameters of '{n.target}' are read elsewhere, too"
-        elif not isinstance(getattr(layer, "weight", None), Tensor):
+        reason = self.refuse(n) or self.sharing.reason(layer, str(n.target))
+        if not isinstance(getattr(layer, "weight", None), Tensor):
             reason = f"'{n.target}' has no weight"
         if reason or rule.output is Output.WEIGHT_ONLY:
             self._pin(n.all_input_nodes, reason or f"{rule.name} looks rows up")
@@ -148,7 +143,7 @@ class _Tracker(fx.Interpreter):
         known = self.known.get(source)
         if not isinstance(known, Tensor):
             return
-        axis = known.dim() - (layer.weight.dim() - 1)
+        axis = 1 - layer.weight.dim()  # from the end: batches may differ in axes
         channels = input_channels(layer, rule)
         if known.numel() != known.shape[axis]:
             self._pin([source], f"{rule.name} '{n.name}' reads another axis")
@@ -190,7 +185,7 @@ class _Tracker(fx.Interpreter):
         numbers, *checks = [self._run_on(n, sources, known, values) for values in _numberings(self.count)]
         found = [_decode(parts, self.count) for parts in zip(numbers, *checks, strict=True)]
         if any(f is None for f in found):
-            self._pin(sources, f"{rule.name} '{n.name}' mixes channels")
+            self._pin(sources, f"{rule.name} '{n.name}' mixes channels or pads them")
             return
         self.known[n] = tuple(found) if rule.multiple else found[0]
 
@@ -231,11 +226,6 @@ class _Tracker(fx.Interpreter):
                 self.refusals[port.node] = "no layer reads it"
         free = (why < 0) & read
         return ScaleClasses(self.count, producers, labelled(self.consumers), free, self.refusals, self.inputs)
-
-
-def _weight_of(layer: nn.Module) -> int:
-    """Identity of a layer's weight: tied layers have one."""
-    return id(getattr(layer, "weight", None)) if isinstance(getattr(layer, "weight", None), Tensor) else id(layer)
 
 
 def _numberings(count: int) -> list[Tensor]:

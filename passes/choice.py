@@ -29,6 +29,10 @@ class Choice:
             return f"turned off by {self.name}=False"
         return self.auto(node) if choice == "auto" else None
 
+    def decided(self, node: fx.Node) -> bool:
+        """Whether the configuration of ``node`` turns the pass on or off, not leaving it to "auto"."""
+        return getattr(self.assignment.config.of(node) or self.assignment.config.default, self.name) != "auto"
+
     @property
     def leaves_any(self) -> bool:
         """Whether there is any int8 layer that the pass may change."""
@@ -39,9 +43,11 @@ class Choice:
 def only_with_one_scale(assignment: Assignment) -> Callable[[fx.Node], str | None]:
     """For passes that even out weight ranges: a scale per channel has done so already."""
 
+    rules = {u.root: u.rule for u in assignment.matched.units}
+
     def refuse(node: fx.Node) -> str | None:
         config = assignment.config.of(node)
-        if config is not None and config.weight_per_channel:
+        if config is not None and config.weight_per_channel and rules[node].per_channel:
             return f"the weight of '{node.name}' has a scale per channel"
         return None
 

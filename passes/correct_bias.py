@@ -14,8 +14,7 @@ A small sample gives a noisy mean, and taking noise off adds noise. With :math:`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -32,16 +31,17 @@ SETTLED = 1e-3  # of a channel's deviation: a smaller mean error is not worth a 
 
 
 def correct_bias(gm: fx.GraphModule, twin: Twin, assignment: Assignment, sample: Sequence[Batch]) -> PassResult:
-    """Correct the biases of a frozen graph, in one pass over ``sample`` (and one to compare with).
+    """Correct the biases of a frozen graph, in one pass over ``sample``, and one over half of it to compare with.
 
     Where a layer's ``correct_bias`` is "auto", its correction is taken back unless the model's output on the sample
-    is surely nearer to the exact one with them all.
+    is surely nearer to the exact one with all of them.
     """
     layers = [u for u in frozen_layers(gm, assignment) if assignment.config_of(u).correct_bias is not False]
     refusals, remarks, undo = dict[fx.Node, str](), dict[fx.Node, str](), list[tuple[fx.Node, Tensor, Tensor]]()
     if not layers:
         return PassResult(0)
-    before = Stepper(gm, sample).finish()
+    compared = sample[: (len(sample) + 1) // 2]
+    before = Stepper(gm, compared).finish()
     exact, rounded = Stepper(twin.module, sample), Stepper(gm, sample)
     calls = Counter(str(_bias(u).target) for u in layers)
     for unit in layers:
@@ -49,7 +49,7 @@ def correct_bias(gm: fx.GraphModule, twin: Twin, assignment: Assignment, sample:
         if calls[str(_bias(unit).target)] > 1:
             refusals[unit.root] = f"bias not corrected: the layer is called {calls[str(_bias(unit).target)]} times"
             continue
-        axis = channel_axis(gm, unit, wanted[0])
+        axis = channel_axis(gm, unit)
         errors = torch.cat([_mean_error(w, g, axis) for w, g in zip(wanted, given, strict=True)])
         if len(errors) < 2:
             refusals[unit.root] = "bias not corrected: a sample of one item does not tell error from chance"
@@ -65,7 +65,7 @@ def correct_bias(gm: fx.GraphModule, twin: Twin, assignment: Assignment, sample:
         rounded.change(unit.root, _subtract(shift, axis))
         share = float((shift.abs() / deviation.clamp_min(1e-30)).max())
         remarks[unit.root] = f"bias corrected by up to {share:.1%} of a channel's deviation"
-    wanted, after = exact.finish(), rounded.finish()
+    wanted, after = (s.finish()[: len(compared)] for s in (exact, rounded))
     if undo and not surely_nearer(wanted, before, after):
         was, now = sqnr(wanted, before), sqnr(wanted, after)
         reason = f"bias not corrected: no sure gain at the model's output ({was:.1f} dB, corrected {now:.1f} dB)"
@@ -83,7 +83,7 @@ def _bias(unit: Unit) -> fx.Node:
 def _mean_error(wanted: Tensor, given: Tensor, axis: int) -> Tensor:
     """Mean error per channel for each item of the first axis, if there is one: ``(items, channels)``."""
     error = given - wanted
-    error = (error[None] if axis == 0 else error).movedim(axis + (axis == 0), -1)
+    error = (error[None] if error.dim() == -axis else error).movedim(axis, -1)
     return error.reshape(len(error), -1, error.shape[-1]).mean(1)
 
 
@@ -94,10 +94,5 @@ def _shrunk(errors: Tensor) -> Tensor:
     return mean * real / (real + chance).clamp_min(1e-30)
 
 
-def _subtract(shift: Tensor, axis: int) -> Any:
-    def change(value: Tensor) -> Tensor:
-        along = [1] * value.dim()
-        along[axis] = -1
-        return value - shift.reshape(along)
-
-    return change
+def _subtract(shift: Tensor, axis: int) -> Callable[[Tensor], Tensor]:
+    return lambda value: value - shift.reshape(-1, *[1] * (-axis - 1))

@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 
 from ..backends.base import OpRule, OpTable, Output
-from ..compiler.values import attribute
 from .base import PassResult, finish
 from .layer_weight import output_channels, rescale, shift
+from .sharing import Sharing
 
 
 class FoldBatchNorm:
@@ -24,8 +24,7 @@ class FoldBatchNorm:
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
-        calls = [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
-        read = {id(attribute(gm, n)) for n in gm.graph.nodes if n.op == "get_attr"}
+        sharing = Sharing(gm)
         count, refusals = 0, {}
         for bn in list(gm.graph.nodes):
             rule = table.of(bn, modules)
@@ -36,12 +35,10 @@ class FoldBatchNorm:
             if layer_rule is None or not layer_rule.weighted or layer_rule.output is Output.WEIGHT_ONLY:
                 refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
                 continue
-            read_elsewhere = any(id(p) in read for p in modules[str(layer.target)].parameters())
-            reason = self._refusal(layer, modules[str(bn.target)], calls)
+            shared = sharing.reason(modules[str(layer.target)], str(layer.target))
+            reason = self._refusal(layer, modules[str(bn.target)], shared)
             if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_rule):
                 reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
-            if read_elsewhere:
-                reason = f"not folded: the parameters of '{layer.target}' are read elsewhere, too"
             if reason:
                 refusals[bn] = reason
                 continue
@@ -53,11 +50,11 @@ class FoldBatchNorm:
         return PassResult(count, refusals)
 
     @staticmethod
-    def _refusal(layer: fx.Node, bn: nn.Module, calls: list[str]) -> str | None:
+    def _refusal(layer: fx.Node, bn: nn.Module, shared: str | None) -> str | None:
         if len(layer.users) > 1:
             return f"not folded: '{layer.name}' has {len(layer.users)} readers"
-        if calls.count(str(layer.target)) > 1:
-            return f"not folded: layer '{layer.target}' is called {calls.count(str(layer.target))} times"
+        if shared:
+            return f"not folded: {shared}"
         if getattr(bn, "running_mean", None) is None:
             return "not folded: it keeps no running statistics"
         return None

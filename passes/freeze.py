@@ -73,9 +73,9 @@ def integer_weight(unit: Unit) -> fx.Node:
     return weight.args[0]  # type: ignore[return-value]
 
 
-def channel_axis(gm: fx.GraphModule, unit: Unit, output: Tensor) -> int:
-    """The axis of the output channels in the output of a frozen layer."""
-    return output.dim() - (attribute(gm, integer_weight(unit)).dim() - 1)
+def channel_axis(gm: fx.GraphModule, unit: Unit) -> int:
+    """The axis of the output channels in the output of a frozen layer, counted from the end."""
+    return 1 - attribute(gm, integer_weight(unit)).dim()
 
 
 def _joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:

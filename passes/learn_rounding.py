@@ -76,14 +76,16 @@ class LearnRounding:
 Pair = tuple[Tensor, Tensor]
 
 
-def _split(pairs: Sequence[Pair]) -> tuple[Sequence[Pair], Sequence[Pair]]:
+def _split(pairs: Sequence[Pair], batched: bool) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """What to learn from, and what to check on: a quarter of the batches, or of the items of a single one."""
     if len(pairs) > 1:
         checks = max(1, len(pairs) // 4)
         return pairs[:-checks], pairs[-checks:]
     ((x, wanted),) = pairs
+    if not batched or len(x) == 1:
+        return pairs, pairs
     learns = max(1, 3 * len(x) // 4)
-    return [(x[:learns], wanted[:learns])], [(x[learns:], wanted[learns:])] if len(x) > 1 else pairs
+    return [(x[:learns], wanted[:learns])], [(x[learns:], wanted[learns:])]
 
 
 class _Learner:
@@ -91,7 +93,8 @@ class _Learner:
 
     def __init__(self, gm: fx.GraphModule, twin: Twin, unit: Unit, pairs: Sequence[Pair]) -> None:
         layer: Any = twin.module.get_submodule(str(twin.of[unit.root].target))
-        self.learns, self.checks = _split(pairs)
+        self.batched = pairs[0][0].dim() >= layer.weight.dim()
+        self.learns, self.checks = _split(pairs, self.batched)
         self.integers = attribute(gm, integer_weight(unit))
         _, scale, zero_point, axis = unit.root.args[1].args  # type: ignore[union-attr]
         self.scale, self.zero_point, self.axis = attribute(gm, scale), attribute(gm, zero_point), axis  # type: ignore[arg-type]
@@ -129,7 +132,9 @@ class _Learner:
             x, wanted = self._draw(seeded)
             with torch.enable_grad():
                 up = (torch.sigmoid(logits) * (high - low) + low).clamp(0, 1)
-                loss = (self._output(x, self.floor + up) - wanted).square().mean() * len(self.bias)
+                loss = (self._output(x, (self.floor + up).clamp(self.low, self.high)) - wanted).square().mean() * len(
+                    self.bias
+                )
                 if progress > WARM_UP:
                     beta = BETA[0] + (BETA[1] - BETA[0]) * (progress - WARM_UP) / (1 - WARM_UP)
                     loss = loss + REGULARIZER * (1 - (2 * up - 1).abs().pow(beta)).sum()
@@ -145,7 +150,7 @@ class _Learner:
 
     def _draw(self, seeded: torch.Generator) -> tuple[Tensor, Tensor]:
         x, wanted = self.learns[int(torch.randint(len(self.learns), (1,), generator=seeded))]
-        if x.dim() < self.integers.dim():  # no batch axis
+        if not self.batched:
             return x, wanted
         chosen = torch.randperm(len(x), generator=seeded)[:ITEMS]
         return x[chosen], wanted[chosen]

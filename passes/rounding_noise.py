@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from ..backends.base import Backend, Call
 from ..backends.units import Unit
 from ..compiler.batches import Batch
-from ..compiler.observers import OBSERVER_CLASSES
+from ..compiler.observers import OBSERVER_CLASSES, Observer
 from ..compiler.qdq import round_trip
 from ..compiler.values import bind_inputs
 from .assign_precision import Assignment
-from .layer_weight import by_channels
+from .layer_weight import by_channels, output_channels
 from .weights import widest_scale
 
 
@@ -32,11 +32,17 @@ def measured_noise(
     backend: Backend,
     sample: Sequence[Batch],
 ) -> dict[fx.Node, Tensor]:
-    """Noise-to-signal ratio at the output of each layer in ``trials``, for each of its scales per input channel."""
+    """Noise-to-signal ratio at the output of each layer in ``trials``, for each of its scales per input channel.
+
+    Measured on the first batch, with ranges from the others, so that values beyond what was seen count. A layer with
+    one scale to try is not measured: zero.
+    """
     meter = _Meter(gm, trials, assignment, backend)
     with torch.no_grad():
-        for batch in sample:
+        for batch in sample[1:] or sample:
             meter.run(*bind_inputs(gm, *batch))
+        meter.measuring = True
+        meter.run(*bind_inputs(gm, *sample[0]))
     return meter.noise
 
 
@@ -51,50 +57,45 @@ class _Meter(fx.Interpreter):
         super().__init__(gm)
         self.trials, self.assignment, self.backend = trials, assignment, backend
         self.units = {u.root: u for u in assignment.int8_units}
+        self.observers = {n: [self._observer(n) for _ in scales] for n, scales in trials.items()}
+        self.measuring = False
         self.noise = {n: torch.zeros(len(scales)) for n, scales in trials.items()}
+
+    def _observer(self, node: fx.Node) -> Observer:
+        config = self.assignment.config_of(self.units[node])
+        return OBSERVER_CLASSES[config.observer](node.name, config.activation.endswith("symmetric"))
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n in self.trials:
+        scales = self.trials.get(n, ())
+        if len(scales) > 1:
+            x = self.env[n.all_input_nodes[0]]
             layer: Any = self.submodules[str(n.target)]
             power = float(result.square().sum()) or 1.0
-            scales = self.trials[n] if len(self.trials[n]) > 1 else ()
-            for number, scale in enumerate(scales):
-                self.noise[n][number] += self._noise(n, layer, self.env[n.all_input_nodes[0]], result, scale) / power
+            for number, (scale, observer) in enumerate(zip(scales, self.observers[n], strict=True)):
+                factor = scale.reshape(-1, *[1] * (layer.weight.dim() - 2))
+                if self.measuring:
+                    self.noise[n][number] += self._noise(n, layer, x, result, factor, observer) / power
+                else:
+                    observer.observe(x / factor)
         return result
 
-    def _noise(self, node: fx.Node, layer: nn.Module, x: Tensor, result: Tensor, scale: Tensor) -> float:
-        unit = self.units[node]
-        config = self.assignment.config_of(unit)
-        weight: Any = layer.weight
-        axis = x.dim() - (weight.dim() - 1)
-        along = [1] * x.dim()
-        along[axis] = -1
-        scaled = x / scale.reshape(along)
-        observer = OBSERVER_CLASSES[config.observer](node.name, config.activation.endswith("symmetric"))
-        observer.observe(scaled)
-        known = observer.qparams()
-        rounded = round_trip(scaled, known)
-        error = layer(rounded * scale.reshape(along)) - result
+    def _noise(self, node: fx.Node, layer: Any, x: Tensor, result: Tensor, factor: Tensor, observer: Observer) -> float:
+        unit, known, scaled = self.units[node], observer.qparams(), x / factor
+        error = layer(round_trip(scaled, known) * factor) - result
+        axis = x.dim() - (layer.weight.dim() - 1)
         others = [d for d in range(x.dim()) if d != axis]
         square = scaled.square().mean(others) if others else scaled.square()
         high = scaled.amax(others) if others else scaled
         top = ((high / known.scale).round() + known.zero_point).clamp(known.zero_point, 255)
-        positions = result.numel() / self._outputs(unit, layer)
-        return float(error.square().sum()) + positions * self._weight_noise(unit, layer, scale, square, top)
-
-    @staticmethod
-    def _outputs(unit: Unit, layer: nn.Module) -> int:
-        groups, outputs = by_channels(layer, unit.rule).shape[:2]
-        return groups * outputs
+        positions = result.numel() / output_channels(layer, unit.rule)
+        return float(error.square().sum()) + positions * self._weight_noise(unit, layer, factor.flatten(), square, top)
 
     def _weight_noise(self, unit: Unit, layer: nn.Module, scale: Tensor, square: Tensor, top: Tensor) -> float:
         """Power that rounding the scaled weight adds at one position, summed over the outputs."""
         split = by_channels(layer, unit.rule)
         groups, outputs, inputs, window = split.shape
         scaled = split * scale.reshape(groups, 1, inputs, 1)
-        if unit.rule.channel_axis == 1:
-            scaled = scaled.transpose(1, 2)
         weight: Any = layer.weight
         call = Call(unit.root, layer, self.assignment.values)
         config = self.assignment.config_of(unit)

@@ -28,9 +28,11 @@ from .rounding_noise import measured_noise
 from .statistics import ChannelStatistics, channel_statistics
 
 EXPONENTS = (0.0, 0.5, 1.0)
-MEASURED = 1  # batches that noise is measured on
+MEASURED = 4  # batches that noise is measured with
+VALUES = 64  # that a channel must have in the sample: of fewer, the largest tells too little of what will come
 PROMISE = 0.6  # a group is tried if evening it out leaves at most this share of its activation's noise
 GAIN = 0.9  # nothing is changed unless the noise falls to this share of what it was
+NOT_TRIED = "no channel stands out, or too little was seen of them"
 LEAST = 1e-3  # a channel far below the widest is scaled as if it had this share of its range
 
 
@@ -86,6 +88,8 @@ class Smooth:
             for p in classes.consumers
             if p.node in units and classes.free[p.slots].any()
         ]
+        if not readers:
+            return PassResult(0, refusals)
         groups = self._groups(gm, readers, classes)
         trials = {r.node: [s[r.port.slots] for s in g.scales] for g in groups for r in g.readers}
         noise = measured_noise(gm, trials, self.assignment, self.backend, self.sample[:MEASURED])
@@ -98,7 +102,8 @@ class Smooth:
                 text = f"smoothed: channel ranges evened out, noise behind it {share:.0%} of before"
                 remarks |= dict.fromkeys(group.givers, text)
             else:
-                text = f"not smoothed: the noise would be {share:.0%} of what it is"
+                tried = f"the noise would be {share:.0%} of what it is"
+                text = f"not smoothed: {tried if len(group.scales) > 1 else NOT_TRIED}"
                 refusals |= dict.fromkeys(group.givers, text)
         changed = apply_scale(classes, scale)
         return PassResult(len(changed), refusals, {n: r for n, r in remarks.items() if n in changed})
@@ -136,7 +141,8 @@ def _group(readers: Sequence[Reader], classes: ScaleClasses, statistics: Mapping
         weight = by_channels(reader.port.layer, reader.port.rule).square().sum((1, 3)).flatten()
         left += float((weight * even[reader.port.slots].square()).sum() / weight.sum().clamp_min(1e-30))
         whole += 1.0
-    exponents = EXPONENTS if left <= PROMISE * whole else EXPONENTS[:1]
+    enough = all(statistics[r.value].count >= VALUES for r in readers)
+    exponents = EXPONENTS if enough and left <= PROMISE * whole else EXPONENTS[:1]
     read = torch.cat([r.port.slots for r in readers])
     givers = tuple(p.node for p in classes.producers if torch.isin(p.slots, read).any())
     return Group(tuple(readers), givers, tuple(even**e for e in exponents))

@@ -12,7 +12,7 @@ from ..compiler.config import QuantConfig
 from ..compiler.qdq import quantize_channels
 
 # Shares of the largest weight that a scale may cover. Clipping more than this at 8 bits never pays.
-SHRINK = {8: (1.0, 0.97, 0.94, 0.91, 0.88), 7: (1.0, 0.95, 0.9, 0.85, 0.8)}
+SHRINK = {8: (1.0, 0.94), 7: (1.0, 0.95, 0.9)}
 SHRINK_FEW_BITS = tuple(1.0 - 0.05 * i for i in range(15))
 
 
@@ -73,7 +73,7 @@ def weight_grid(
         return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
     flat = _rows(rule, config, weight)
     # The raw integers meet the kernel, whatever the zero point: half of them must leave it room.
-    levels = min(levels, levels if backend.target.vnni else 64)
+    levels = levels if backend.target.vnni else min(levels, 64)
     least, most = flat.amin(1).clamp_max(0), flat.amax(1).clamp_min(0)
     scale = (most - least) / (2 * levels - 1)
     scale = torch.where(scale > 0, scale, 1.0)
@@ -100,7 +100,7 @@ def _floor(
     call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> Tensor | None:
     """The smallest scale of each row that the backend's kernels compute exactly."""
-    floor = backend.weight_scale_floor(call, weight, top)
+    floor = backend.weight_scale_floor(call, weight, top, rounding=0.5 if config.rounding == "nearest" else 1.0)
     per_channel = config.weight_per_channel and rule.per_channel
     return floor if floor is None or per_channel else floor.amax().reshape(1)
 

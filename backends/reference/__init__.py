@@ -20,7 +20,9 @@ class ReferenceBackend:
     def __init__(self, table: OpTable, target: Target) -> None:
         self.table, self.target = table, target
 
-    def weight_scale_floor(self, call: Call, weight: Tensor, top: Tensor | None) -> Tensor | None:
+    def weight_scale_floor(
+        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+    ) -> Tensor | None:
         """None: fp32 sums do not saturate."""
         return None
 

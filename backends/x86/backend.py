@@ -45,12 +45,14 @@ class X86Backend:
         self.executor = executor
         self.tuner = tuner or Tuner()
 
-    def weight_scale_floor(self, call: Call, weight: Tensor, top: Tensor | None) -> Tensor | None:
+    def weight_scale_floor(
+        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+    ) -> Tensor | None:
         """See :mod:`.saturation`; with VNNI nothing saturates."""
         if self.target.vnni or weight.dim() < 2 or call.param("num_embeddings") is not None:
             return None
         axis = 1 if call.param("transposed", False) else 0
-        return saturation.scale_floor(weight, axis, int(call.param("groups", 1)), top)
+        return saturation.scale_floor(weight, axis, int(call.param("groups", 1)), top, rounding)
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""

@@ -7,6 +7,7 @@ the first ops are dropped, op by op, as long as the measured time allows. Weight
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from torch import fx
@@ -79,5 +80,6 @@ def _weighted_milliseconds(graph: FrozenGraph, tuner: Tuner) -> float:
         end = quantize_of(unit.output)
         if unit.rule.weighted and end is not None and all(graph.qparams(n) for n in unit.inputs):
             call = graph.call(unit, graph.qparams(end))
-            total += min(tuner.measure(call, graph.candidates(unit.rule, call)).values())
+            fastest = min(tuner.measure(call, graph.candidates(unit.rule, call)).values())
+            total += fastest if math.isfinite(fastest) else 0.0
     return total

@@ -24,13 +24,14 @@ LIMIT = 32767
 HEADROOM = 1.1
 
 
-def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None) -> Tensor:
+def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None, rounding: float = 0.5) -> Tensor:
     """Smallest exact scale per output channel.
 
     Args:
         weight: fp32; ``axis`` is that of the output channels, the other of the first two that of the inputs.
         groups: of the convolution.
         top: largest input integer per input channel; None, 255 everywhere.
+        rounding: how many steps an integer may be off its weight.
     """
     w = weight.movedim(axis, 0).flatten(2) if weight.dim() > 2 else weight[:, :, None]
     # The inputs of a transposed convolution lie along the weight's first axis, which is not regrouped here.
@@ -40,8 +41,8 @@ def scale_floor(weight: Tensor, axis: int, groups: int, top: Tensor | None) -> T
     if w.shape[1] % 2:
         layouts.append(product.transpose(1, 2).flatten(1)[:, None])
     floors = [_pair_extreme(layout) for layout in layouts]
-    # Rounding to integers may add half a step to each weight of a pair: 255 in all.
-    return torch.stack(floors).amax(0) / (LIMIT - 255)
+    # Both weights of a pair may be off, and meet the largest input.
+    return torch.stack(floors).amax(0) / (LIMIT - 2 * 255 * rounding)
 
 
 def _bound(top: Tensor | None, outputs: int, channels: int, groups: int) -> Tensor:

@@ -20,7 +20,7 @@ from .toys import Lambda, compiled, images, row, rows, small
         ({"weight": "per_chanel_symmetric"}, "Did you mean 'per_channel_symmetric'"),
         ({"activation": "per_tensor_afine"}, "Did you mean 'per_tensor_affine'"),
         ({"observer": "min_max"}, "Did you mean 'minmax'"),
-        ({"observer": "qqqq"}, "Valid: 'histogram', 'minmax'"),
+        ({"observer": "qqqq"}, "Valid: 'measured', 'histogram', 'minmax'"),
         ({"weight_bits": 9}, "from 2 to 8"),
         ({"weight_bits": 1}, "from 2 to 8"),
         ({"weight_bits": "8"}, "from 2 to 8"),

@@ -164,6 +164,7 @@ def test_snapshots_are_of_every_step() -> None:
         "smooth",
         "place",
         "freeze",
+        "learn_rounding",
         "correct_bias",
         "lower",
     ]

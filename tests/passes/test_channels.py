@@ -23,10 +23,6 @@ Forward = Callable[[Any, Tensor], Any]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def broken(*values: Any, why: str) -> Any:
-    return pytest.param(*values, marks=pytest.mark.xfail(strict=False, reason=why))
-
-
 def across(pool: Callable[..., Tensor], size: int) -> Forward:
     """Pool over channels instead of positions."""
 
@@ -55,7 +51,6 @@ def sum_pool(m: Any, x: Tensor) -> Any:
     return m.b(F.avg_pool2d(m.a(x).relu(), 2, divisor_override=1))
 
 
-MIXES = "channels.py _decode takes the number that an op makes of several slots for one of them"
 OPS: list[Any] = [
     ("mean over positions", 5, 5, lambda m, x: m.b(m.a(x).relu().mean((2, 3), keepdim=True))),
     ("interpolate", 5, 5, lambda m, x: m.b(F.interpolate(m.a(x).relu(), scale_factor=2, mode="bilinear"))),
@@ -71,19 +66,15 @@ OPS: list[Any] = [
     ("max_pool of 2 channels", 8, 4, across(F.max_pool1d, 2)),
     ("sum of a window", 8, 8, sum_pool),
 ]
-BROKEN = ("mean of 7 channels", "avg_pool of 3 channels", "max_pool of 2 channels", "sum of a window")
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "read", "forward"), [broken(*case, why=MIXES) if case[0] in BROKEN else case for case in OPS]
-)
+@pytest.mark.parametrize(("name", "given", "read", "forward"), OPS)
 def test_one_op_between_two_layers(name: str, given: int, read: int, forward: Forward) -> None:
     model, x = uneven(Lambda(forward, a=nn.Conv2d(3, given, 1), b=nn.Conv2d(read, 4, 1))), images(2)
     gm, _ = equalized(model, x)
     assert relative_error(gm(x), model(x)) < 1e-4
 
 
-@pytest.mark.xfail(strict=False, reason=MIXES)
 def test_the_mean_of_channels_compiled_with_one_scale_per_weight() -> None:
     model = uneven(Lambda(mean_of_channels, a=nn.Conv2d(3, 7, 1), b=nn.Conv2d(1, 4, 1)))
     x = images()
@@ -108,9 +99,9 @@ def tied_as_it_is(m: Any, x: Tensor) -> Any:
 @pytest.mark.parametrize(
     "forward",
     [
-        broken(transposed_as_attribute, why="channels.py _track takes getattr(x, 'mT') for a size and pins nothing"),
-        broken(tied_transposed, why="channels.py counts calls of a layer, not get_attr readers of its weight"),
-        broken(tied_as_it_is, why="channels.py counts calls of a layer, not get_attr readers of its weight"),
+        transposed_as_attribute,
+        tied_transposed,
+        tied_as_it_is,
     ],
 )
 def test_other_readers_of_a_value_or_a_weight(forward: Forward) -> None:
@@ -126,7 +117,7 @@ def residual(m: Any, x: Tensor) -> Any:
 
 @pytest.mark.parametrize(
     "share",
-    [1.0, broken(1e-4, why="equalize.py settle: all classes step at once, and two that read each other swap forever")],
+    [1.0, 1e-4],
 )
 def test_ranges_settle_around_a_residual(share: float) -> None:
     depthwise = {n: nn.Conv2d(6, 6, 3, padding=1, groups=6) for n in ("first", "second")}

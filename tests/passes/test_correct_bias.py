@@ -131,9 +131,6 @@ def test_without_a_sure_gain_auto_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     assert all("bias not corrected: no sure gain" in r.reason for r in q.report.rows if "linear" in r.op)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="correct_bias.py: refuses all layers in the report, takes back only the auto ones"
-)
 def test_what_was_asked_for_stays_corrected_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correct_bias, "surely_nearer", lambda exact, before, after: False)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -146,12 +143,8 @@ def test_what_was_asked_for_stays_corrected_and_says_so(monkeypatch: pytest.Monk
     "choice",
     [
         False,
-        *(
-            pytest.param(
-                c, marks=pytest.mark.xfail(strict=False, reason="correct_bias.py: flatten(1) of an output of one axis")
-            )
-            for c in (True, "auto")
-        ),
+        True,
+        "auto",
     ],
 )
 def test_inputs_without_a_batch_axis_compile(choice: bool | str) -> None:

@@ -109,7 +109,7 @@ def straight(m: Any, x: Tensor) -> Any:
     ("function", "norm", "reason"),
     [
         (two_readers, nn.BatchNorm2d(3), "'conv' has 2 readers"),
-        (called_twice, nn.BatchNorm2d(3), "'conv' is called 2 times"),
+        (called_twice, nn.BatchNorm2d(3), "'conv' is used 2 times"),
         (straight, nn.BatchNorm2d(3, track_running_stats=False), "no running statistics"),
         (after_relu, nn.BatchNorm2d(3), "no conv or linear"),
         (at_the_start, nn.BatchNorm2d(3), "no conv or linear"),

@@ -114,9 +114,6 @@ def test_every_kind_of_grid(weight: str) -> None:
     assert learned > nearest + 2, (nearest, learned)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="learn_rounding.py: divides by the error of nearest, which is 0", raises=ZeroDivisionError
-)
 def test_a_layer_without_any_error_is_left_as_it_is() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 4)).eval()
     with torch.no_grad():
@@ -125,7 +122,6 @@ def test_a_layer_without_any_error_is_left_as_it_is() -> None:
     assert not integers(q, "2").any()
 
 
-@pytest.mark.xfail(strict=False, reason="learn_rounding.py _draw takes the first axis for a batch", raises=IndexError)
 def test_inputs_without_a_batch_axis_compile() -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     batches = [torch.randn(6) for _ in range(4)]
