@@ -80,8 +80,9 @@ class QuantConfig:
                 raise ConfigError(f"QuantConfig.{name} is {value!r}. {nearest(value, map(str, valid))}")
         if not isinstance(self.weight_bits, int) or not 2 <= self.weight_bits <= 8:
             raise ConfigError(f"QuantConfig.weight_bits is {self.weight_bits!r}; it must be an int from 2 to 8.")
-        if not isinstance(self.rounding_seconds, int | float) or not self.rounding_seconds > 0:
-            raise ConfigError(f"QuantConfig.rounding_seconds is {self.rounding_seconds!r}; it must be positive.")
+        seconds = self.rounding_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+            raise ConfigError(f"QuantConfig.rounding_seconds is {seconds!r}; it must be a positive number of seconds.")
         self._check_overrides()
 
     def _check_overrides(self) -> None:

@@ -29,6 +29,7 @@ from ..compiler.batches import Batch
 from ..compiler.values import bind_inputs
 from .layer_weight import input_channels, output_channels
 from .sharing import Sharing
+from .slots import components, decode, numberings
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,8 @@ class _Tracker(fx.Interpreter):
         if not known or not all(isinstance(k, Tensor) for k in known):
             self._pin(sources, f"{rule.name} '{n.name}' joins it with what cannot be scaled")
             return
-        numbers, *checks = [self._run_on(n, sources, known, values) for values in _numberings(self.count)]
-        found = [_decode(parts, self.count) for parts in zip(numbers, *checks, strict=True)]
+        numbers, *checks = [self._run_on(n, sources, known, values) for values in numberings(self.count)]
+        found = [decode(parts, self.count) for parts in zip(numbers, *checks, strict=True)]
         if any(f is None for f in found):
             self._pin(sources, f"{rule.name} '{n.name}' mixes channels or pads them")
             return
@@ -206,7 +207,7 @@ class _Tracker(fx.Interpreter):
 
     def result(self) -> ScaleClasses:
         """What was found, with slots numbered by their class."""
-        label = _components(self.count, self.equal)
+        label = components(self.count, self.equal)
         why = torch.full((self.count,), -1)
         for number, (slots, _) in enumerate(self.pins):
             why[label[slots]] = torch.where(why[label[slots]] < 0, number, why[label[slots]])
@@ -226,40 +227,3 @@ class _Tracker(fx.Interpreter):
                 self.refusals[port.node] = "no layer reads it"
         free = (why < 0) & read
         return ScaleClasses(self.count, producers, labelled(self.consumers), free, self.refusals, self.inputs)
-
-
-def _numberings(count: int) -> list[Tensor]:
-    """Positive values for ``count`` slots: their numbers from 1, and two more to tell a channel from a mixture.
-
-    A largest of several is not the largest when counted backwards, a mean is none of several at random.
-    """
-    up = torch.arange(1.0, count + 1)
-    return [up, up.flip(0), 1 + torch.rand(count, generator=torch.Generator().manual_seed(0))]
-
-
-def _decode(results: Sequence[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
-    """The slots of an op's result, from its results on each of :func:`_numberings`; None where it is none of them."""
-    numbers = results[0][0].round().long() - 1
-    if numbers.min() < 0 or numbers.max() >= count:
-        return None
-    if any(not torch.allclose(result, values[numbers], rtol=1e-5) for result, values in results):
-        return None
-    for axis in range(numbers.dim()):
-        first = numbers.narrow(axis, 0, 1)
-        numbers = first if (numbers == first).all() else numbers
-    return numbers
-
-
-def _components(count: int, edges: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The smallest member of each node's connected component."""
-    label = torch.arange(count)
-    if not edges:
-        return label
-    a, b = (torch.cat(ends) for ends in zip(*edges, strict=True))
-    while True:
-        low = torch.minimum(label[a], label[b])
-        new = label.scatter_reduce(0, a, low, "amin").scatter_reduce(0, b, low, "amin")
-        new = new[new]
-        if torch.equal(new, label):
-            return label
-        label = new
