@@ -110,10 +110,10 @@ def prepare(
         raise ConfigError(f"backend is {backend!r}. {nearest(backend, BACKENDS)}")
     if executor not in EXECUTORS:
         raise ConfigError(f"executor is {executor!r}. {nearest(executor, EXECUTORS)}")
-    if config is not None and not isinstance(config, QuantConfig):
-        raise ConfigError(f"config must be a QuantConfig, got {type(config).__name__}.")
     check_model(model)
-    options = Options(BACKENDS[backend](target, executor), config or QuantConfig(), leaf_modules, snapshots)
+    options = Options(
+        BACKENDS[backend](target, executor), QuantConfig() if config is None else config, leaf_modules, snapshots
+    )
     return Prepared(start(model, options))
 
 

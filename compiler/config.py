@@ -95,8 +95,9 @@ class QuantConfig:
                 raise ConfigError(
                     f"Override of {key!r} is {value!r}: expected a QuantConfig, or None to leave it in fp32."
                 )
-            if value is not None and value.relu6_as_relu:
-                raise ConfigError(f"Override of {key!r} has relu6_as_relu=True, which is for the whole model only.")
+            for name in ("relu6_as_relu", "rounding_seconds"):
+                if value is not None and getattr(value, name) != getattr(type(self), name):
+                    raise ConfigError(f"Override of {key!r} sets {name}, which is for the whole model only.")
             if value is not None and value.overrides:
                 raise ConfigError(f"Override of {key!r} has overrides of its own; write them at the top level.")
 

@@ -16,6 +16,7 @@ from ..passes.freeze import frozen_layers
 from .batches import Batch, Sample, as_batches, run_batch
 from .capture import check_model
 from .config import QuantConfig, module_path
+from .errors import ConfigError
 from .lockstep import Stepper, Twin, sqnr
 from .observers import HistogramObserver, observers_paused
 from .pipeline import Options, prepare, quantize, start
@@ -91,9 +92,11 @@ def inspect(
         ConfigError, ModelError, CaptureError, CalibrationError: as ``compile`` does.
     """
     check_model(model)
+    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+        raise ConfigError(f"batches is {batches!r}; it must be a positive int.")
     backend = X86Backend(target)
     recorder = _Recorder(backend.table)
-    work = start(model, Options(backend, config or QuantConfig(), probe=recorder))
+    work = start(model, Options(backend, QuantConfig() if config is None else config, probe=recorder))
     sample = Sample()
     sample.fill(as_batches(calibration, work.gm, batches))
     recorder.begin(sample, work.gm)

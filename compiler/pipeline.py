@@ -27,7 +27,7 @@ from ..passes.verify import verify
 from .batches import Sample, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig, resolve
-from .errors import ModelError
+from .errors import ConfigError, ModelError
 from .lockstep import Twin, twin
 from .normalize import normalize
 from .report import Report, build_report, parameter_bytes
@@ -45,6 +45,10 @@ class Options:
     leaf_modules: Sequence[Leaf] = ()
     snapshots: bool = False
     probe: Callable[[str, fx.GraphModule], None] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, QuantConfig):
+            raise ConfigError(f"config must be a QuantConfig, got {type(self.config).__name__}.")
 
 
 @dataclass
@@ -144,7 +148,7 @@ def even_out(work: Work) -> None:
         work.apply(Smooth(assignment, backend, sample, smooth), refused=smooth.decided)
     absorb = Choice(assignment, "absorb_bias", one_scale)
     if absorb.leaves_any:
-        work.apply(AbsorbBias(sample, absorb))
+        work.apply(AbsorbBias(sample, absorb, absorb.decided))
 
 
 def quantize(work: Work) -> Twin:

@@ -26,6 +26,7 @@ from .layer_weight import by_channels, shift
 from .sharing import Sharing
 from .statistics import channel_statistics
 
+VALUES = 1000  # that a channel must have in the sample: the least of fewer is no floor
 LEAST_SHARE = 0.05  # of the channel's largest value; absorbing less gains nothing
 
 
@@ -35,13 +36,19 @@ class AbsorbBias:
     Args:
         sample: batches to take the least values from.
         refuse: a reason why a layer must be left as it is, or None.
+        forced: whether to take the least value of a layer however few were seen.
     """
 
     name = "absorb_bias"
     exact = False
 
-    def __init__(self, sample: Sequence[Batch], refuse: Callable[[fx.Node], str | None]) -> None:
-        self.sample, self.refuse = sample, refuse
+    def __init__(
+        self,
+        sample: Sequence[Batch],
+        refuse: Callable[[fx.Node], str | None],
+        forced: Callable[[fx.Node], bool] = lambda node: True,
+    ) -> None:
+        self.sample, self.refuse, self.forced = sample, refuse, forced
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         units = match_units(gm, table).units
@@ -61,6 +68,9 @@ class AbsorbBias:
         statistics = channel_statistics(gm, axes, self.sample)
         for unit in usable:
             seen = statistics[unit.output]
+            if seen.count < VALUES and not self.forced(unit.root):
+                refusals[unit.root] = f"bias not absorbed: a sample of {seen.count} values per channel shows no floor"
+                continue
             floor = torch.where(seen.low > LEAST_SHARE * seen.high, seen.low, 0.0)
             if not floor.any():
                 continue

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..backends.units import Unit
 from ..compiler.batches import Batch
+from ..compiler.errors import StateError
 from ..compiler.lockstep import Stepper, Twin
 from ..compiler.qdq import dequantize_channels
 from ..compiler.values import attribute
@@ -50,10 +51,12 @@ class LearnRounding:
         layers = [u for u in frozen_layers(gm, self.assignment) if self._config(u).rounding == "learned"]
         if not layers:
             return PassResult(0)
+        if torch.is_inference_mode_enabled():
+            raise StateError("Learned rounding needs gradients: compile outside of torch.inference_mode().")
         refusals, remarks = dict[fx.Node, str](), dict[fx.Node, str]()
         calls = Counter(str(integer_weight(u).target) for u in layers)
         exact, rounded = Stepper(self.twin.module, self.sample), Stepper(gm, self.sample)
-        end = time.monotonic() + max(self._config(u).rounding_seconds for u in layers)
+        end = time.monotonic() + self.assignment.config.default.rounding_seconds
         for number, unit in enumerate(tqdm(layers, "learn rounding", unit="layer", disable=None, leave=False)):
             inputs, wanted = rounded.before(unit.root), exact.through(self.twin.of[unit.root])
             seconds = (end - time.monotonic()) / (len(layers) - number)

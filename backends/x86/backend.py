@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...compiler.errors import ConfigError
 from ..base import Call, Frozen, Lowered, Target
 from . import saturation
 from .engine import take_deprecation_warning
@@ -40,6 +41,8 @@ class X86Backend:
 
     def __init__(self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None) -> None:
         take_deprecation_warning()
+        if target is not None and not isinstance(target, Target):
+            raise ConfigError(f"target must be a Target, got {type(target).__name__}.")
         self.target = target or detect_target()
         self.table = build_table()
         self.executor = executor

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import fxquant
-from fxquant import CalibrationError, QuantConfig
+from fxquant import CalibrationError, ConfigError, QuantConfig
 
 from .toys import data, small
 
@@ -75,3 +76,12 @@ def test_it_does_not_change_what_is_measured() -> None:
     again = fxquant.debug.inspect(model, batches, config=config)
     assert found.sqnr == again.sqnr
     assert list(q.snapshots)[-3:] == ["learn_rounding", "correct_bias", "lower"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"config": "x"}, "config must be a QuantConfig"), ({"batches": 0}, "batches is 0"), ({"target": "x"}, "Target")],
+)
+def test_bad_arguments_are_named(options: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        fxquant.debug.inspect(small(), data(), **options)

@@ -85,7 +85,7 @@ def test_without_time_weights_are_rounded_to_the_nearest() -> None:
 
 
 def test_only_the_layers_asked_for_are_learned() -> None:
-    chosen = config("nearest", overrides={"3": config("learned", rounding_seconds=0.2)})
+    chosen = config("nearest", rounding_seconds=0.2, overrides={"3": config("learned")})
     q = compiled(network(), [smooth_images(32, i) for i in range(4)], config=chosen)
     assert torch.equal(integers(q, "0"), integers(result("nearest", 4), "0"))
     reasons = {r.node: r.reason for r in q.report.rows}
