@@ -84,8 +84,8 @@ def compile(
     sample.fill(batches)
     prepared.begin(sample)
     # Copies: a loader may refill one buffer.
-    for args, kwargs in itertools.chain(list(sample), batches):
-        prepared(*args, **kwargs)
+    for batch in itertools.chain(list(sample), batches):
+        prepared.observe(batch)
     return convert(prepared)
 
 

@@ -24,7 +24,6 @@ class Prepared(nn.Module):
         super().__init__()
         self.graph_module = work.gm
         self.work = work
-        self._sampled = False
         self._calls = 0
         self.converted = False
 
@@ -38,13 +37,19 @@ class Prepared(nn.Module):
             raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
         batch = (args, kwargs)
         check_finite(batch, self._calls, self.graph_module)
-        if not self.begun:
-            first = Sample()
-            first.fill(iter([batch]))
-            prepare(self.work, first)
-        result = run_batch(self.graph_module, batch, self._calls)
-        if not self._sampled and self._calls:
+        first = not self.begun
+        if first:
+            sample = Sample()
+            sample.fill(iter([batch]))
+            self.begin(sample)
+        result = self.observe(batch)
+        if not first:
             self.work.sample.keep(batch)
+        return result
+
+    def observe(self, batch: Batch) -> Any:
+        """The forward on a batch that was checked, after :meth:`begin`."""
+        result = run_batch(self.graph_module, batch, self._calls)
         self._calls += 1
         return result
 
@@ -55,7 +60,6 @@ class Prepared(nn.Module):
             CalibrationError: the forward fails on the sample.
         """
         prepare(self.work, sample)
-        self._sampled = True
 
     @property
     def begun(self) -> bool:

@@ -173,7 +173,7 @@ class HistogramObserver(Observer):
         self.histogram.merge(other.histogram)
 
     def range(self) -> tuple[float, float]:
-        return type(self).choose(self.histogram, self.low, self.high, self.symmetric)
+        return self.choose(self.histogram, self.low, self.high, self.symmetric)
 
 
 class PercentileObserver(HistogramObserver):
@@ -192,13 +192,8 @@ class MeasuredObserver(HistogramObserver):
     """The range of those in :data:`MEASURED_RANGES` that is best for the layers that read the value.
 
     Attributes:
-        choice: which; set from outside by measuring. Until then that of least squared error.
+        choose: set from outside by measuring. Until then that of least squared error.
     """
-
-    choice: Choose = staticmethod(mse_range)
-
-    def range(self) -> tuple[float, float]:
-        return self.choice(self.histogram, self.low, self.high, self.symmetric)
 
     def qparams_for(self, choose: Choose) -> QParams:
         """The qparams that ``choose`` would give."""

@@ -31,7 +31,7 @@ def choose_ranges(gm: fx.GraphModule, assignment: Assignment, sample: Sequence[B
         for batch in sample[:MEASURED]:
             meter.run(*bind_inputs(gm, *batch))
     for observer, errors in meter.errors.items():
-        observer.choice = MEASURED_RANGES[int(errors.argmin())]
+        observer.choose = MEASURED_RANGES[int(errors.argmin())]
     return len(meter.errors)
 
 
@@ -45,6 +45,7 @@ class _Meter(fx.Interpreter):
             observer = module.observer if isinstance(module, QuantStub) else module
             if isinstance(observer, MeasuredObserver):
                 self.observers[node] = observer
+        self.known = {o: [o.qparams_for(c) for c in MEASURED_RANGES] for o in self.observers.values() if o.count}
         self.errors: dict[MeasuredObserver, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -55,7 +56,7 @@ class _Meter(fx.Interpreter):
             layer, x = self.submodules[str(n.target)], self.env[source]
             power = float(result.square().sum()) or 1.0
             errors = self.errors.setdefault(observer, torch.zeros(len(MEASURED_RANGES)))
-            for number, choose in enumerate(MEASURED_RANGES):
-                rounded = layer(round_trip(x, observer.qparams_for(choose)))
+            for number, known in enumerate(self.known[observer]):
+                rounded = layer(round_trip(x, known))
                 errors[number] += float((rounded - result).square().sum()) / power
         return result

@@ -24,7 +24,7 @@ from ..backends.units import Unit
 from ..compiler.batches import Batch
 from ..compiler.errors import StateError
 from ..compiler.lockstep import Stepper, Twin
-from ..compiler.qdq import dequantize_channels
+from ..compiler.qdq import along, dequantize_channels
 from ..compiler.values import attribute
 from .assign_precision import Assignment
 from .base import PassResult
@@ -105,17 +105,11 @@ class _Learner:
         self.options = {k: v for k, v in unit.root.kwargs.items() if k != "bias"}
         self.bias = attribute(gm, unit.root.kwargs["bias"])  # type: ignore[arg-type]
         # What the float weight is in steps of the grid; the integers' own extremes bound it.
-        unit_steps = dequantize_channels(torch.ones_like(self.integers) + self._zero(), scale=self.scale,
-                                         zero_point=self.zero_point, axis=self.axis)  # type: ignore[arg-type]  # fmt: skip
-        steps = layer.weight.detach() / unit_steps + self._zero()
+        weight = layer.weight.detach()
+        steps = weight / along(self.scale, weight, self.axis) + along(self.zero_point, weight, self.axis)  # type: ignore[arg-type]
         self.low, self.high = float(self.integers.min()), float(self.integers.max())
         self.floor = steps.floor().clamp(self.low, self.high)
         self.rest = (steps - self.floor).clamp(0, 1)
-
-    def _zero(self) -> Tensor:
-        along = [1] * self.integers.dim()
-        along[self.axis] = -1  # type: ignore[index]
-        return self.zero_point.reshape(along)
 
     def learn(self, seconds: float) -> str:
         """Change the integers in place if that lowers the output error on unseen pairs. Returns what happened."""

@@ -34,8 +34,7 @@ def measured_noise(
 ) -> dict[fx.Node, Tensor]:
     """Noise-to-signal ratio at the output of each layer in ``trials``, for each of its scales per input channel.
 
-    Measured on the first batch, with ranges from the others, so that values beyond what was seen count. A layer with
-    one scale to try is not measured: zero.
+    Measured on the first batch, with ranges from the others, so that values beyond what was seen count.
     """
     meter = _Meter(gm, trials, assignment, backend)
     with torch.no_grad():
@@ -67,12 +66,11 @@ class _Meter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        scales = self.trials.get(n, ())
-        if len(scales) > 1:
+        if n in self.trials:
             x = self.env[n.all_input_nodes[0]]
             layer: Any = self.submodules[str(n.target)]
             power = float(result.square().sum()) or 1.0
-            for number, (scale, observer) in enumerate(zip(scales, self.observers[n], strict=True)):
+            for number, (scale, observer) in enumerate(zip(self.trials[n], self.observers[n], strict=True)):
                 factor = scale.reshape(-1, *[1] * (layer.weight.dim() - 2))
                 if self.measuring:
                     self.noise[n][number] += self._noise(n, layer, x, result, factor, observer) / power

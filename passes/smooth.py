@@ -48,7 +48,7 @@ class Reader:
         return self.port.node
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Readers of values whose channels are tied, the layers that give them, and scales per class to try."""
 
@@ -78,23 +78,27 @@ class Smooth:
         refuse: Callable[[fx.Node], str | None],
     ) -> None:
         self.assignment, self.backend, self.sample, self.refuse = assignment, backend, sample, refuse
+        self.units = {u.root: u for u in assignment.int8_units}
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         classes = scale_classes(gm, table, self.sample[0], self._refuse)
         refusals = {n: f"not smoothed: {r}" for n, r in classes.refusals.items()}
-        units = {u.root for u in self.assignment.int8_units}
         readers = [
             Reader(p, classes.inputs[p.node][0])
             for p in classes.consumers
-            if p.node in units and classes.free[p.slots].any()
+            if p.node in self.units and classes.free[p.slots].any()
         ]
         if not readers:
             return PassResult(0, refusals)
         groups = self._groups(gm, readers, classes)
-        trials = {r.node: [s[r.port.slots] for s in g.scales] for g in groups for r in g.readers}
+        tried = [g for g in groups if len(g.scales) > 1]
+        refusals |= {n: f"not smoothed: {NOT_TRIED}" for g in groups if g not in tried for n in g.givers}
+        if not tried:
+            return PassResult(0, refusals)
+        trials = {r.node: [s[r.port.slots] for s in g.scales] for g in tried for r in g.readers}
         noise = measured_noise(gm, trials, self.assignment, self.backend, self.sample[:MEASURED])
         scale, remarks = torch.ones(classes.count), dict[fx.Node, str]()
-        for group in groups:
+        for group in tried:
             totals = torch.stack([noise[r.node] for r in group.readers]).sum(0)
             share = float(totals.min() / totals[0]) if totals[0] > 0 else 1.0
             if share <= GAIN:
@@ -102,8 +106,7 @@ class Smooth:
                 text = f"smoothed: channel ranges evened out, noise behind it {share:.0%} of before"
                 remarks |= dict.fromkeys(group.givers, text)
             else:
-                tried = f"the noise would be {share:.0%} of what it is"
-                text = f"not smoothed: {tried if len(group.scales) > 1 else NOT_TRIED}"
+                text = f"not smoothed: the noise would be {share:.0%} of what it is"
                 refusals |= dict.fromkeys(group.givers, text)
         changed = apply_scale(classes, scale)
         return PassResult(len(changed), refusals, {n: r for n, r in remarks.items() if n in changed})
@@ -121,7 +124,7 @@ class Smooth:
 
     def _refuse(self, node: fx.Node) -> str | None:
         reason = self.refuse(node)
-        unit = next((u for u in self.assignment.int8_units if u.root is node), None)
+        unit = self.units.get(node)
         if reason or unit is None or not unit.rule.weighted:
             return reason
         if not (self.assignment.config_of(unit).weight_per_channel and unit.rule.per_channel):
@@ -136,13 +139,12 @@ def _group(readers: Sequence[Reader], classes: ScaleClasses, statistics: Mapping
         largest.scatter_reduce_(0, reader.port.slots, statistics[reader.value].largest, "amax")
     usable = classes.free & (largest > 0)
     even = torch.where(usable, (largest / largest.max().clamp_min(1e-30)).clamp_min(LEAST), 1.0)
-    left = whole = 0.0
+    left = 0.0
     for reader in readers:
         weight = by_channels(reader.port.layer, reader.port.rule).square().sum((1, 3)).flatten()
         left += float((weight * even[reader.port.slots].square()).sum() / weight.sum().clamp_min(1e-30))
-        whole += 1.0
     enough = all(statistics[r.value].count >= VALUES for r in readers)
-    exponents = EXPONENTS if enough and left <= PROMISE * whole else EXPONENTS[:1]
+    exponents = EXPONENTS if enough and left <= PROMISE * len(readers) else EXPONENTS[:1]
     read = torch.cat([r.port.slots for r in readers])
     givers = tuple(p.node for p in classes.producers if torch.isin(p.slots, read).any())
     return Group(tuple(readers), givers, tuple(even**e for e in exponents))

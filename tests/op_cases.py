@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -160,20 +161,14 @@ case("conv_transpose2d_groups", "conv_transpose2d",
      lambda: nn.Sequential(conv(), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=2), conv()), int8=False)  # fmt: skip
 
 case("linear_to_fp32", "linear", lambda: nn.Sequential(nn.Linear(24, 10)), normal(24), single=True)
-case(
-    "linear_relu_to_fp32",
-    "linear",
-    lambda: nn.Sequential(nn.Linear(24, 10), nn.ReLU()),
-    normal(24),
-    single=True,
-)
-case(
-    "linear_relu6_to_fp32",
-    "linear",
-    lambda: nn.Sequential(nn.Linear(24, 10), nn.ReLU6()),
-    normal(24),
-    single=True,
-)
+for name, clamp in (("relu", nn.ReLU), ("relu6", nn.ReLU6)):
+    case(
+        f"linear_{name}_to_fp32",
+        "linear",
+        partial(lambda clamp: nn.Sequential(nn.Linear(24, 10), clamp()), clamp),
+        normal(24),
+        single=True,
+    )
 case(
     "linear_linear",
     "linear",

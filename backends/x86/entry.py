@@ -12,11 +12,10 @@ from dataclasses import replace
 
 from torch import fx
 
-from ...compiler.qdq import quantize
 from ..base import Output
 from ..units import Unit
 from .calls import Int8Call, Operand
-from .frozen_graph import FrozenGraph
+from .frozen_graph import FrozenGraph, quantize_of
 from .kernels.fp32 import FP32_ENTRY, in_fp32, quantized_entry
 from .tune import Tuner
 
@@ -44,14 +43,6 @@ def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
         exact.add(unit.output)
         count += 1
     return count
-
-
-def quantize_of(value: fx.Node) -> fx.Node | None:
-    """The ``quantize`` that is the only reader of ``value``."""
-    readers = list(value.users)
-    if len(readers) == 1 and readers[0].op == "call_function" and readers[0].target is quantize:
-        return readers[0]
-    return None
 
 
 def _source(graph: FrozenGraph, pair: fx.Node) -> fx.Node | None:

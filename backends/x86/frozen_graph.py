@@ -74,3 +74,11 @@ class FrozenGraph:
         if not rule.weighted and rule.output is not Output.SHARED:
             found.append(in_fp32(call))
         return found
+
+
+def quantize_of(value: fx.Node) -> fx.Node | None:
+    """The ``quantize`` that is the only reader of ``value``."""
+    readers = list(value.users)
+    if len(readers) == 1 and readers[0].op == "call_function" and readers[0].target is quantize:
+        return readers[0]
+    return None

@@ -12,8 +12,7 @@ from ...compiler.qdq import dequantize
 from ..base import Output
 from ..units import Unit
 from .calls import Int8Call
-from .entry import quantize_of
-from .frozen_graph import FrozenGraph
+from .frozen_graph import FrozenGraph, quantize_of
 from .tune import Tuner
 
 # Fused wins ties and small losses: it saves a rounding, and in a whole graph the dispatch of an op.
