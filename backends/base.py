@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
+from ..compiler.qdq import dequantize_channels
 from ..compiler.types import QParams, ValueInfo
 
 
@@ -39,6 +41,24 @@ class Call:
     def param(self, name: str, default: Any = None) -> Any:
         """A parameter of the call by name, in either of its forms."""
         return getattr(self.module, name, default) if self.module else self.node.kwargs.get(name, default)
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A quantized weight: ``integers`` (int8, the weight's shape), and a scale and zero point each along ``axis``.
+
+    One scale and zero point in all where the weight is quantized per tensor.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int
+
+    def dequantized(self) -> Tensor:
+        """The fp32 values that the integers stand for, images in channels_last."""
+        values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
+        return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +211,7 @@ class Backend(Protocol):
     target: Target
 
     def weight_scale_floor(
-        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+        self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
     ) -> Tensor | None:
         """Smallest weight scale per output channel that the kernels of this target compute exactly.
 

@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor, fx, nn
 
-from ..backends.base import Backend, Call, OpRule, Output
+from ..backends.base import Backend, IntegerWeight, OpRule, Output
 from ..backends.units import Unit
 from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
@@ -18,7 +18,7 @@ from ..compiler.values import attribute
 from .assign_precision import Assignment
 from .base import finish
 from .layer_weight import output_channels
-from .weights import QuantizedWeight, quantize_weight
+from .weights import quantize_weight
 
 
 def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
@@ -32,7 +32,7 @@ def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
     tops: dict[fx.Node, Top] = {}
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
-    weights: dict[str, QuantizedWeight] = {}
+    weights: dict[str, IntegerWeight] = {}
     joined = _joined_qparams(gm, assignment)
     for node in list(gm.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -162,7 +162,7 @@ def _freeze_weight(
     assignment: Assignment,
     backend: Backend,
     top: Tensor | None,
-    done: dict[str, QuantizedWeight],
+    done: dict[str, IntegerWeight],
 ) -> int:
     """Replace the call of a weighted module by its function over an integer weight."""
     node, path = unit.root, str(unit.root.target)
@@ -171,12 +171,11 @@ def _freeze_weight(
         # A layer that is called again meets other inputs than those of this call.
         once = sum(n.op == "call_module" and n.target == path for n in gm.graph.nodes) == 1
         top = top if once else None
-        call = Call(node, layer, assignment.values)
-        done[path] = quantize_weight(call, unit.rule, assignment.config_of(unit), backend, top)
+        done[path] = quantize_weight(layer, unit.rule, assignment.config_of(unit), backend, top)
         _hold(gm, path, done[path], layer, unit.rule)
     with gm.graph.inserting_before(node):
         parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
-        weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].grid.axis))
+        weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
         looks_up = unit.rule.output is Output.WEIGHT_ONLY
         bias = None if looks_up else gm.graph.get_attr(f"{path}_int8_bias")
     call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
@@ -195,11 +194,11 @@ def _option(layer: nn.Module, name: str) -> Any:
     return 0 if name == "padding" and value == "valid" else value
 
 
-def _hold(gm: fx.GraphModule, path: str, weight: QuantizedWeight, layer: nn.Module, rule: OpRule) -> None:
+def _hold(gm: fx.GraphModule, path: str, weight: IntegerWeight, layer: nn.Module, rule: OpRule) -> None:
     """Register the parts of a quantized weight as buffers beside the module they come from; a bias always."""
     owner_path, _, leaf = path.rpartition(".")
     owner = gm.get_submodule(owner_path)
-    parts = {"weight": weight.integers, "scale": weight.grid.scale, "zero_point": weight.grid.zero_point}
+    parts = {"weight": weight.integers, "scale": weight.scale, "zero_point": weight.zero_point}
     if rule.output is not Output.WEIGHT_ONLY:
         bias = getattr(layer, "bias", None)
         given = bias if isinstance(bias, Tensor) else torch.zeros(output_channels(layer, rule))

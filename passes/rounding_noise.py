@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..backends.base import Backend, Call
+from ..backends.base import Backend
 from ..backends.units import Unit
 from ..compiler.batches import Batch
 from ..compiler.observers import OBSERVER_CLASSES, Observer
@@ -95,8 +95,7 @@ class _Meter(fx.Interpreter):
         groups, outputs, inputs, window = split.shape
         scaled = split * scale.reshape(groups, 1, inputs, 1)
         weight: Any = layer.weight
-        call = Call(unit.root, layer, self.assignment.values)
         config = self.assignment.config_of(unit)
-        steps = widest_scale(call, unit.rule, config, self.backend, scaled.reshape(weight.shape), top)
+        steps = widest_scale(layer, unit.rule, config, self.backend, scaled.reshape(weight.shape), top)
         power = square.reshape(groups, inputs).sum(1) * window
         return float((steps.square().expand(groups * outputs).reshape(groups, -1) * power[:, None]).sum()) / 12

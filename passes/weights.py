@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..backends.base import Backend, Call, OpRule
+from ..backends.base import Backend, IntegerWeight, OpRule
 from ..compiler.config import QuantConfig
 from ..compiler.qdq import quantize_channels
 
@@ -31,34 +31,30 @@ class WeightGrid:
         return quantize_channels(weight, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """``integers`` (int8, the weight's shape) and what they mean."""
-
-    integers: Tensor
-    grid: WeightGrid
-
-
 def quantize_weight(
-    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, top: Tensor | None
-) -> QuantizedWeight:
-    """The weight of the layer in ``call``, rounded to the nearest of its :func:`weight_grid`."""
-    assert call.module is not None and isinstance(call.module.weight, Tensor)
-    weight = call.module.weight.detach()
-    grid = weight_grid(call, rule, config, backend, weight, top)
-    return QuantizedWeight(grid.integers(weight), grid)
+    layer: nn.Module,
+    rule: OpRule,
+    config: QuantConfig,
+    backend: Backend,
+    top: Tensor | None = None,
+    name: str = "weight",
+) -> IntegerWeight:
+    """The parameter ``name`` of ``layer``, rounded to the nearest of its :func:`weight_grid`."""
+    weight = getattr(layer, name).detach()
+    grid = weight_grid(layer, rule, config, backend, weight, top)
+    return IntegerWeight(grid.integers(weight), grid.scale, grid.zero_point, grid.axis)
 
 
 @torch.no_grad()
 def weight_grid(
-    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+    layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> WeightGrid:
     """Where the integers of ``weight`` lie, as ``config`` says, within what the kernels compute exactly.
 
     A symmetric scale is that of least squared error among several shares of the largest weight.
 
     Args:
-        call: the layer.
+        layer: the module that has it.
         rule: its row.
         config: granularity, symmetry and bits.
         backend: bounds the scales.
@@ -67,7 +63,7 @@ def weight_grid(
     """
     axis, levels = rule.channel_axis, 2 ** (config.weight_bits - 1)
     if config.weight_symmetric:
-        flat, floor = _rows(rule, config, weight), _floor(call, rule, config, backend, weight, top)
+        flat, floor = _rows(rule, config, weight), _floor(layer, rule, config, backend, weight, top)
         scale = _least_error(flat, config.weight_bits, floor)
         zero_point = torch.zeros_like(scale, dtype=torch.int64)
         return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
@@ -82,11 +78,11 @@ def weight_grid(
 
 
 def widest_scale(
-    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+    layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> Tensor:
     """The symmetric scale that clips nothing: what :func:`weight_grid` would at most choose. Arguments as there."""
     largest = _rows(rule, config, weight).abs().amax(1) / (2 ** (config.weight_bits - 1) - 1)
-    floor = _floor(call, rule, config, backend, weight, top)
+    floor = _floor(layer, rule, config, backend, weight, top)
     return largest if floor is None else torch.maximum(largest, floor)
 
 
@@ -97,10 +93,10 @@ def _rows(rule: OpRule, config: QuantConfig, weight: Tensor) -> Tensor:
 
 
 def _floor(
-    call: Call, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
+    layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> Tensor | None:
     """The smallest scale of each row that the backend's kernels compute exactly."""
-    floor = backend.weight_scale_floor(call, weight, top, rounding=0.5 if config.rounding == "nearest" else 1.0)
+    floor = backend.weight_scale_floor(layer, weight, top, rounding=0.5 if config.rounding == "nearest" else 1.0)
     per_channel = config.weight_per_channel and rule.per_channel
     return floor if floor is None or per_channel else floor.amax().reshape(1)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from ..base import Call, Frozen, Lowered, OpTable, Target
+from ..base import Frozen, Lowered, OpTable, Target
 
 
 class ReferenceBackend:
@@ -21,7 +21,7 @@ class ReferenceBackend:
         self.table, self.target = table, target
 
     def weight_scale_floor(
-        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+        self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
     ) -> Tensor | None:
         """None: fp32 sums do not saturate."""
         return None

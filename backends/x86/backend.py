@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...compiler.errors import ConfigError
-from ..base import Call, Frozen, Lowered, Target
+from ..base import Frozen, Lowered, Target
 from . import saturation
 from .engine import take_deprecation_warning
 from .entry import enter_in_fp32
@@ -49,13 +49,13 @@ class X86Backend:
         self.tuner = tuner or Tuner()
 
     def weight_scale_floor(
-        self, call: Call, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+        self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
     ) -> Tensor | None:
         """See :mod:`.saturation`; with VNNI nothing saturates."""
-        if self.target.vnni or weight.dim() < 2 or call.param("num_embeddings") is not None:
+        if self.target.vnni or weight.dim() < 2 or hasattr(layer, "num_embeddings"):
             return None
-        axis = 1 if call.param("transposed", False) else 0
-        return saturation.scale_floor(weight, axis, int(call.param("groups", 1)), top, rounding)
+        axis = 1 if getattr(layer, "transposed", False) else 0
+        return saturation.scale_floor(weight, axis, int(getattr(layer, "groups", 1)), top, rounding)
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...compiler.qdq import dequantize_channels
 from ...compiler.types import QParams
+from ..base import IntegerWeight
 from .emitter import Emitter
 from .engine import FBGEMM, available
 from .engine import engine as set_engine
@@ -24,28 +24,13 @@ class Operand:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Weight:
-    """An integer weight as it stands in the frozen graph, and the bias (fp32 or None)."""
-
-    integers: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    axis: int
-    bias: Tensor | None
-
-    def quantized(self) -> Tensor:
-        """As torch's qint8 tensor, per tensor where there is one scale."""
-        if self.scale.numel() == 1:
-            return torch._make_per_tensor_quantized_tensor(self.integers, float(self.scale), int(self.zero_point))
-        return torch._make_per_channel_quantized_tensor(
-            self.integers, self.scale.double(), self.zero_point.long(), self.axis
-        )
-
-    def dequantized(self) -> Tensor:
-        """The fp32 values that the integers stand for, images in channels_last."""
-        values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
-        return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values
+def qint8(weight: IntegerWeight) -> Tensor:
+    """``weight`` as torch's quantized tensor, per tensor where there is one scale."""
+    if weight.scale.numel() == 1:
+        return torch._make_per_tensor_quantized_tensor(weight.integers, float(weight.scale), int(weight.zero_point))
+    return torch._make_per_channel_quantized_tensor(
+        weight.integers, weight.scale.double(), weight.zero_point.long(), weight.axis
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Int8Call:
         inputs: its tensor inputs.
         out: qparams of the output; None where it is fp32.
         clamp: bounds of the clamps behind it, which are part of the call.
-        weight: of a conv, linear, ...; None for other ops.
+        weight, bias: of a conv, linear, ...; None for other ops.
         module: of an op with other parameters (a norm, prelu).
         epilogue: name and node of an op that is fused behind it without a rounding in between.
         packed: weights packed so far, by engine.
@@ -69,7 +54,8 @@ class Int8Call:
     inputs: tuple[Operand, ...]
     out: QParams | None
     clamp: tuple[float, float] | None = None
-    weight: Weight | None = None
+    weight: IntegerWeight | None = None
+    bias: Tensor | None = None
     module: nn.Module | None = None
     epilogue: tuple[str, fx.Node] | None = None
     packed: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -89,7 +75,7 @@ class Int8Call:
         if key not in self.packed:
             assert self.weight is not None
             with set_engine(engine):
-                self.packed[key] = pack(self.weight.quantized(), self.weight.bias)
+                self.packed[key] = pack(qint8(self.weight), self.bias)
         return self.packed[key]
 
     @property

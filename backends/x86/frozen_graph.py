@@ -9,9 +9,9 @@ from torch import Tensor, fx
 from ...compiler.qdq import dequantize, dequantize_channels, quantize
 from ...compiler.types import QParams
 from ...compiler.values import attribute, run_values
-from ..base import Frozen, OpRule, OpTable, Output
+from ..base import Frozen, IntegerWeight, OpRule, OpTable, Output
 from ..units import Unit, clamp_bounds, match_units
-from .calls import Candidate, Int8Call, Operand, Weight
+from .calls import Candidate, Int8Call, Operand
 from .kernels.fp32 import in_fp32
 
 
@@ -47,21 +47,16 @@ class FrozenGraph:
         operands = tuple(Operand(self.qparams(n), self.values[n].shape) for n in nodes)
         module = self.modules[str(root.target)] if root.op == "call_module" else None
         clamp = clamp_bounds(unit, self.table)
-        return Int8Call(unit.rule.name, root, operands, out, clamp, self.weight(root), module)
+        bias = root.kwargs.get("bias")
+        bias = self.buffer(bias) if bias is not None else None
+        return Int8Call(unit.rule.name, root, operands, out, clamp, self.weight(root), bias, module)
 
-    def weight(self, root: fx.Node) -> Weight | None:
+    def weight(self, root: fx.Node) -> IntegerWeight | None:
         """The integer weight that ``root`` reads, if any."""
         for node in root.all_input_nodes:
             if node.op == "call_function" and node.target is dequantize_channels:
                 integers, scale, zero_point, axis = node.args
-                bias = root.kwargs.get("bias")
-                return Weight(
-                    self.buffer(integers),
-                    self.buffer(scale),
-                    self.buffer(zero_point),
-                    axis,  # type: ignore[arg-type]
-                    self.buffer(bias) if bias is not None else None,
-                )
+                return IntegerWeight(self.buffer(integers), self.buffer(scale), self.buffer(zero_point), axis)  # type: ignore[arg-type]
         return None
 
     def buffer(self, node: Any) -> Tensor:

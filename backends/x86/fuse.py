@@ -55,6 +55,7 @@ def fused_call(graph: FrozenGraph, first: Unit, second: Unit, link: fx.Node) -> 
         call.out,
         whole.clamp,
         call.weight,
+        call.bias,
         None,
         (second.rule.name, second.root),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call, Kernels, clamped, engines_for
+from ..calls import Candidate, Int8Call, Kernels, clamped, engines_for, qint8
 from ..emitter import Emitter
 from ..engine import ONEDNN
 from .fp32 import in_fp32
@@ -79,7 +79,7 @@ def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
         assert weight is not None
         pointwise = weight.integers.permute(1, 2, 3, 0).flatten(0, 2)[:, :, None, None].contiguous()
         wide = None if bias is None else bias.repeat_interleave(factor**2)
-        whole = replace(weight, integers=pointwise, axis=0).quantized()
+        whole = qint8(replace(weight, integers=pointwise, axis=0))
         return Q.conv2d_prepack(whole, wide, [1, 1], [0, 0], [1, 1], 1)
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
@@ -137,7 +137,7 @@ def conv2d_activation(attribute: str) -> Kernels:
                 torch.ops.fxquant.conv2d_activation.default,
                 inputs[0], emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
                 emitter.constant(torch.zeros(channels, dtype=torch.int32), "zero_point"),
-                emitter.constant(weight.bias, "bias") if weight.bias is not None else None,
+                emitter.constant(call.bias, "bias") if call.bias is not None else None,
                 *lists, groups, out.scale, out.zero_point, attribute,
             )  # fmt: skip
             return clamped(emitter, call, result)

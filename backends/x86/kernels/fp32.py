@@ -36,7 +36,7 @@ def in_fp32(call: Int8Call) -> Candidate:
             if weight is not None and value.target is dequantize_channels:
                 return emitter.constant(weight.dequantized(), "weight")
             if weight is not None and value is call.node.kwargs.get("bias"):
-                return emitter.constant(weight.bias, "bias")
+                return emitter.constant(call.bias, "bias")
             return next(values)
 
         args = map_aggregate(call.node.args, replace_node)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxquant.backends.base import Call, Target
+from fxquant.backends.base import IntegerWeight, Target
 from fxquant.backends.x86 import calls
 from fxquant.backends.x86.backend import X86Backend
 from fxquant.backends.x86.engine import available
 from fxquant.backends.x86.engine import engine as set_engine
 from fxquant.backends.x86.saturation import HEADROOM
 from fxquant.compiler.config import QuantConfig
-from fxquant.passes.weights import QuantizedWeight, quantize_weight
+from fxquant.passes.weights import quantize_weight
 
 from .support import compiled, oracle, output_step, seeded
 
@@ -30,13 +30,13 @@ NARROW = QuantConfig()
 
 def weight_of(
     layer: nn.Module, top: Tensor | None, target: Target = AVX2, config: QuantConfig = NARROW
-) -> QuantizedWeight:
+) -> IntegerWeight:
     """The layer's integers, as the freeze pass makes them for `target`."""
     backend = X86Backend(target)
     rule = backend.table.find(type(layer))
     assert rule is not None
     # A call is asked for the module's parameters only.
-    return quantize_weight(Call(None, layer, {}), rule, config, backend, top)  # type: ignore[arg-type]
+    return quantize_weight(layer, rule, config, backend, top)
 
 
 def worst_inputs(weight: Tensor, high: Tensor, groups: int, size: tuple[int, ...]) -> list[Tensor]:
@@ -58,21 +58,19 @@ def worst_inputs(weight: Tensor, high: Tensor, groups: int, size: tuple[int, ...
     return found
 
 
-def exact(layer: nn.Module, quantized: QuantizedWeight, x: Tensor) -> Tensor:
+def exact(layer: nn.Module, quantized: IntegerWeight, x: Tensor) -> Tensor:
     """The sum of products of integers, in float64."""
-    w = quantized.integers.double() - quantized.grid.zero_point.double().reshape(
-        -1, *[1] * (quantized.integers.dim() - 1)
-    )
+    w = quantized.integers.double() - quantized.zero_point.double().reshape(-1, *[1] * (quantized.integers.dim() - 1))
     if isinstance(layer, nn.Linear):
         return F.linear(x.double(), w)
     assert isinstance(layer, nn.Conv2d)
     return F.conv2d(x.double(), w, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-def kernel(layer: nn.Module, quantized: QuantizedWeight, x: Tensor, engine: str, scale: float, zero: int) -> Tensor:
+def kernel(layer: nn.Module, quantized: IntegerWeight, x: Tensor, engine: str, scale: float, zero: int) -> Tensor:
     """What the engine's kernel makes of integers `x`: output integers at `scale`, all weight scales being 1."""
     ones = torch.ones(quantized.integers.shape[0], dtype=torch.float64)
-    zeros = quantized.grid.zero_point.long().expand(len(ones)).contiguous()
+    zeros = quantized.zero_point.long().expand(len(ones)).contiguous()
     w = torch._make_per_channel_quantized_tensor(quantized.integers, ones, zeros, 0)
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -95,7 +93,7 @@ def kernel(layer: nn.Module, quantized: QuantizedWeight, x: Tensor, engine: str,
         return run(qx, packed, scale, zero).int_repr()
 
 
-def check(layer: nn.Module, quantized: QuantizedWeight, high: Tensor, engine: str, size: tuple[int, ...]) -> None:
+def check(layer: nn.Module, quantized: IntegerWeight, high: Tensor, engine: str, size: tuple[int, ...]) -> None:
     """All sums agree; a step of the output is fine enough to see one saturated pair (an error above 255)."""
     groups = getattr(layer, "groups", 1)
     for x in worst_inputs(quantized.integers, high, groups, size):
@@ -189,7 +187,7 @@ def test_no_floor_with_vnni(kind: str) -> None:
     layer = seeded(lambda: layer_of(kind, 16, 8))
     quantized = weight_of(layer, None, VNNI)
     assert (quantized.integers.flatten(1).int().abs().amax(1) == 127).all()
-    assert X86Backend(VNNI).weight_scale_floor(Call(None, layer, {}), layer.weight, None) is None  # type: ignore[arg-type]
+    assert X86Backend(VNNI).weight_scale_floor(layer, layer.weight, None) is None
     # ... and without it there is one: all weights are near the largest.
     assert (weight_of(layer, None).integers.flatten(1).int().abs().amax(1) < 127).any()
 
