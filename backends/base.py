@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..compiler.qdq import dequantize_channels
 from ..compiler.types import QParams, ValueInfo
+
+if TYPE_CHECKING:
+    from .dynamic import DynamicLayer, Layer
 
 
 class Output(enum.Enum):
@@ -93,6 +96,9 @@ class OpRule:
         refuse: a reason why this very call cannot be int8, or None.
         prefer_float: why int8 is not the default although a kernel exists; an override still asks for it.
         reason: why there is no int8 form, for ``Output.FLOAT``.
+        dynamic: the backend's own: by the type of the weights (``torch.int8``, ``torch.float16``), what makes the layer
+            with fp32 in and out, whose input is quantized on the fly. Empty where there is none.
+        refuse_dynamic: a reason why this very module has none.
         kernels: the backend's own: how the op is lowered.
         fused: the same for the op with another behind it, by that op's name, without a rounding between them.
     """
@@ -123,6 +129,8 @@ class OpRule:
     refuse: Callable[[Call], str | None] | None = None
     prefer_float: str = ""
     reason: str = ""
+    dynamic: Mapping[torch.dtype, Any] = field(default_factory=dict)
+    refuse_dynamic: Callable[[nn.Module], str | None] | None = None
     kernels: Any = None
     fused: Mapping[str, Any] = field(default_factory=dict)
 
@@ -218,6 +226,10 @@ class Backend(Protocol):
         ``top`` holds the largest input integer seen per input channel; None, all 255. ``rounding`` is how many steps
         an integer may be off its weight. None: no restriction.
         """
+        ...
+
+    def dynamic(self, layer: Layer) -> DynamicLayer:
+        """What takes the place of a float layer of which ``layer.rule.dynamic`` has the type of weights."""
         ...
 
     def lower(self, frozen: Frozen) -> Lowered:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..backends.base import Backend, Target
@@ -14,12 +15,14 @@ from ..backends.x86 import X86Backend
 from ..backends.x86.executors import EXECUTORS
 from .batches import Sample, as_batches
 from .capture import Leaf, check_model
-from .config import QuantConfig
+from .config import DYNAMIC_FORMS, QuantConfig
+from .dynamic import quantize_dynamic
+from .dynamic_report import dynamic_report
 from .errors import ConfigError, StateError, nearest
-from .module import Prepared, QuantizedModule
+from .module import Compiled, Prepared, QuantizedModule
 from .pipeline import Options, start
 
-SCHEMES = ("static",)
+SCHEMES = ("static", "dynamic")
 CALIBRATION_BATCHES = 32
 
 
@@ -44,6 +47,7 @@ def compile(
     backend: str = "x86",
     target: Target | None = None,
     executor: str = "auto",
+    dtype: torch.dtype = torch.int8,
     leaf_modules: Sequence[Leaf] = (),
     calibration_batches: int = CALIBRATION_BATCHES,
     snapshots: bool = False,
@@ -52,16 +56,20 @@ def compile(
 
     Args:
         model: a trained ``nn.Module`` on the CPU, in fp32.
-        scheme: ``"static"``: int8 weights and activations, ranges from calibration.
+        scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: layers with weights
+            take and give fp32, their inputs are quantized as they come; needs no data, and no forward that can be
+            traced.
         calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader whose
             ``(input, target)`` pairs are told by the forward's arity. None: the result calibrates on its first
             calls, until its ``freeze()``.
         config: how to quantize, and what to leave in fp32.
         backend: ``"x86"``, or ``"reference"`` (slow, plain torch ops).
         target: the kind of CPU that weights are quantized for; None is this one. Kernels are timed on this one.
+        dtype: of the weights with ``scheme="dynamic"``: ``torch.int8``, or ``torch.float16`` (inputs are not rounded).
         executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
             frozen, less overhead per op), or ``"auto"``: whichever is measured to be faster.
-        leaf_modules: paths or classes of modules that are not traced, and stay whole and in fp32.
+        leaf_modules: paths or classes of modules that are not traced. They stay whole and in fp32, but that
+            ``scheme="dynamic"`` swaps layers inside of them.
         calibration_batches: at most this many batches are read.
         snapshots: keep the graph after every step in ``result.snapshots``.
 
@@ -71,6 +79,14 @@ def compile(
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: see :mod:`fxquant.compiler.errors`.
     """
+    if scheme == "dynamic":
+        if calibration is not None:
+            raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
+        check_model(model)
+        options = _options(config, backend, target, executor, leaf_modules, snapshots)
+        return _compile_dynamic(model, dtype, executor, options)
+    if dtype is not torch.int8:
+        raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
     prepared = prepare(
         model, scheme, config=config, backend=backend, target=target, executor=executor,
         leaf_modules=leaf_modules, snapshots=snapshots,
@@ -104,17 +120,40 @@ def prepare(
 
     Observers are placed at its first call, when the shapes are known. Arguments and errors as of :func:`compile`.
     """
+    if scheme == "dynamic":
+        raise ConfigError("scheme 'dynamic' has nothing to observe: call fxquant.compile(model, scheme='dynamic').")
     if scheme not in SCHEMES:
         raise ConfigError(f"scheme is {scheme!r}. {nearest(scheme, SCHEMES)}")
+    check_model(model)
+    return Prepared(start(model, _options(config, backend, target, executor, leaf_modules, snapshots)))
+
+
+def _options(
+    config: QuantConfig | None,
+    backend: str,
+    target: Target | None,
+    executor: str,
+    leaf_modules: Sequence[Leaf],
+    snapshots: bool,
+) -> Options:
     if backend not in BACKENDS:
         raise ConfigError(f"backend is {backend!r}. {nearest(backend, BACKENDS)}")
     if executor not in EXECUTORS:
         raise ConfigError(f"executor is {executor!r}. {nearest(executor, EXECUTORS)}")
-    check_model(model)
-    options = Options(
-        BACKENDS[backend](target, executor), QuantConfig() if config is None else config, leaf_modules, snapshots
+    chosen = QuantConfig() if config is None else config
+    return Options(BACKENDS[backend](target, executor), chosen, leaf_modules, snapshots)
+
+
+def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, options: Options) -> QuantizedModule:
+    if dtype not in DYNAMIC_FORMS.values():
+        raise ConfigError(f"dtype is {dtype!r}. Valid: {', '.join(map(str, DYNAMIC_FORMS.values()))}.")
+    if executor == "torchscript":
+        raise ConfigError("executor='torchscript' traces an example, which scheme 'dynamic' has none of: use 'eager'.")
+    done = quantize_dynamic(model, options, dtype)
+    snapshots = done.work.snapshots if done.work else {}
+    return QuantizedModule(
+        Compiled(done.tree, dynamic_report(done, model, options.backend.table), done.tree, snapshots)
     )
-    return Prepared(start(model, options))
 
 
 def convert(prepared: Prepared) -> QuantizedModule:

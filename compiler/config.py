@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Union
 
-from torch import fx, nn
+import torch
+from torch import nn
 
 from .errors import ConfigError, nearest
 
@@ -17,7 +17,10 @@ ROUNDINGS = ("nearest", "learned")
 SWITCH = ("auto", True, False)
 OBSERVERS = ("measured", "histogram", "minmax", "moving_average", "percentile", "entropy")
 
-Override = Union["QuantConfig", None]
+# Forms of a layer that takes and gives fp32: what an override may ask for by name.
+DYNAMIC_FORMS = {"dynamic": torch.int8, "fp16": torch.float16}
+
+Override = Union["QuantConfig", str, None]
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class QuantConfig:
         relu6_as_relu: replace every ReLU6 by ReLU, which changes the function, so that equalization can pass it.
         overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
             covers all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``); a
-            value is a :class:`QuantConfig`, or ``None`` to leave the part in fp32. A path beats a class or an
-            op, and among equals the later entry wins. A key that matches nothing is an error.
+            value is a :class:`QuantConfig`, ``"dynamic"`` (int8 weights, activations quantized on the fly), ``"fp16"``
+            (fp16 weights), or ``None`` to leave the part in fp32. A path beats a class or an op, and among equals the
+            later entry wins. A key that matches nothing is an error.
 
     Raises:
         ConfigError: a value is not one of the above.
@@ -91,9 +95,12 @@ class QuantConfig:
         for key, value in self.overrides.items():
             if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
                 raise ConfigError(f"Override key {key!r}: expected a module path, an op name or an nn.Module class.")
+            if isinstance(value, str) and value in DYNAMIC_FORMS:
+                continue
             if value is not None and not isinstance(value, QuantConfig):
+                forms = " or ".join(map(repr, DYNAMIC_FORMS))
                 raise ConfigError(
-                    f"Override of {key!r} is {value!r}: expected a QuantConfig, or None to leave it in fp32."
+                    f"Override of {key!r} is {value!r}: expected a QuantConfig, {forms}, or None to leave it in fp32."
                 )
             for name in ("relu6_as_relu", "rounding_seconds"):
                 if value is not None and getattr(value, name) != getattr(type(self), name):
@@ -108,67 +115,3 @@ class QuantConfig:
     @property
     def weight_symmetric(self) -> bool:
         return self.weight.endswith("symmetric")
-
-
-def module_path(node: fx.Node) -> str:
-    """The dotted path of the module that ``node`` is, or in whose forward it stands ("" for the root)."""
-    if node.op == "call_module":
-        return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
-
-
-@dataclass(frozen=True)
-class ResolvedConfig:
-    """Which :class:`QuantConfig` each node has; ``None`` is "leave in fp32"."""
-
-    default: QuantConfig
-    by_node: Mapping[fx.Node, Override]
-    keys: Mapping[fx.Node, str | type[nn.Module]]
-
-    def of(self, node: fx.Node) -> Override:
-        return self.by_node.get(node, self.default)
-
-    def key_of(self, node: fx.Node) -> str | type[nn.Module] | None:
-        """The override entry that decided for ``node``, if any."""
-        return self.keys.get(node)
-
-
-def resolve(config: QuantConfig, named: Iterable[tuple[fx.Node, str]]) -> ResolvedConfig:
-    """Match every override against ``named``: pairs of a node and its op's name.
-
-    Raises:
-        ConfigError: an override matches no node.
-    """
-    nodes = list(named)
-    by_node: dict[fx.Node, Override] = {}
-    keys: dict[fx.Node, str | type[nn.Module]] = {}
-    matched: set[str | type[nn.Module]] = set()
-    for matches in (_is_kind, _is_at_path):
-        for key, value in config.overrides.items():
-            hits = [node for node, op in nodes if matches(key, node, op)]
-            by_node.update((n, value) for n in hits)
-            keys.update((n, key) for n in hits)
-            matched.update([key] if hits else [])
-    for key in config.overrides:
-        if key not in matched:
-            valid = {module_path(n) or n.name for n, _ in nodes} | {op for _, op in nodes if op}
-            raise ConfigError(f"Override {key!r} matches nothing in the model. {nearest(key, sorted(valid))}")
-    return ResolvedConfig(replace(config, overrides={}), by_node, keys)
-
-
-def _is_kind(key: str | type[nn.Module], node: fx.Node, op: str) -> bool:
-    """Whether ``key`` is the op's name, or the class of its module or of one around it."""
-    if isinstance(key, str):
-        return key == op
-    stack = node.meta.get("nn_module_stack") or {}
-    return any(isinstance(cls, type) and issubclass(cls, key) for _, cls in stack.values())
-
-
-def _is_at_path(key: str | type[nn.Module], node: fx.Node, op: str) -> bool:
-    """Whether ``key`` is a glob for the path of the node's module or of one around it, or for its own name."""
-    if not isinstance(key, str):
-        return False
-    parts = module_path(node).split(".")
-    ancestors = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return fnmatch.fnmatchcase(node.name, key) or any(fnmatch.fnmatchcase(a, key) for a in ancestors)

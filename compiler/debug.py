@@ -15,10 +15,11 @@ from ..backends.x86 import X86Backend
 from ..passes.freeze import frozen_layers
 from .batches import Batch, Sample, as_batches, run_batch
 from .capture import check_model
-from .config import QuantConfig, module_path
+from .config import QuantConfig
 from .errors import ConfigError
 from .lockstep import Stepper, Twin, sqnr
 from .observers import HistogramObserver, observers_paused
+from .overrides import module_path
 from .pipeline import Options, prepare, quantize, start
 from .qdq import dequantize_channels
 from .ranges import Histogram

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..backends.base import Lowered
 from .batches import Batch, Sample, check_finite, run_batch
 from .errors import StateError
 from .pipeline import Work, convert, prepare
@@ -75,6 +76,23 @@ class Prepared(nn.Module):
         return str(self.work.gm.graph)
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What a workflow gives.
+
+    Attributes:
+        run: takes what the model's forward takes.
+        report: what was done to every op.
+        module: what ``run`` executes in float terms: the frozen graph, or the modules that run.
+        snapshots: the graph after each step, if asked for.
+    """
+
+    run: Callable[..., Any]
+    report: Report
+    module: nn.Module
+    snapshots: Mapping[str, str]
+
+
 class QuantizedModule(nn.Module):
     """A compiled model: call it like the float one. ``print`` shows the report.
 
@@ -82,12 +100,11 @@ class QuantizedModule(nn.Module):
     It takes any batch size that the model takes, and gives no gradients.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, source: Prepared | Compiled) -> None:
         super().__init__()
         # In a list: no submodule, so that its observers and fp32 weights are not part of this module's state.
-        self._prepared = [prepared]
-        self._lowered: Lowered | None = None
-        self._report: Report | None = None
+        self._prepared = [source] if isinstance(source, Prepared) else []
+        self._compiled = source if isinstance(source, Compiled) else None
 
     def freeze(self) -> QuantizedModule:
         """End calibration and lower to int8. Returns self.
@@ -95,21 +112,22 @@ class QuantizedModule(nn.Module):
         Raises:
             StateError: it is frozen already, or has seen no data yet.
         """
-        if self._lowered is not None:
+        if self._compiled is not None:
             raise StateError("The module is frozen already.")
         (prepared,) = self._prepared
         if not prepared.begun:
             raise StateError("The module has seen no data: call it on calibration batches before freeze().")
         if prepared.converted:
             raise StateError("The prepared module was converted already. Prepare the model again.")
-        self._lowered, self._report = convert(prepared.work)
+        lowered, report = convert(prepared.work)
+        self._compiled = Compiled(lowered.run, report, prepared.work.gm, prepared.work.snapshots)
         prepared.converted = True
         return self
 
     @property
     def frozen(self) -> bool:
         """Whether it runs in int8."""
-        return self._lowered is not None
+        return self._compiled is not None
 
     @property
     def report(self) -> Report:
@@ -118,36 +136,38 @@ class QuantizedModule(nn.Module):
         Raises:
             StateError: the module still calibrates.
         """
-        if self._report is None:
+        if self._compiled is None:
             raise StateError("There is no report while the module calibrates; call freeze() first.")
-        return self._report
+        return self._compiled.report
 
     @property
-    def graph(self) -> torch.fx.GraphModule:
-        """The graph as it stands: with observers while calibrating, the frozen one afterwards."""
-        return self._prepared[0].work.gm
+    def graph(self) -> nn.Module:
+        """The graph as it stands: with observers while calibrating, the frozen one afterwards.
+
+        After dynamic quantization, the module that runs: a graph, or a copy of the model where that cannot be traced.
+        """
+        return self._prepared[0].work.gm if self._compiled is None else self._compiled.module
 
     @property
-    def snapshots(self) -> dict[str, str]:
+    def snapshots(self) -> Mapping[str, str]:
         """The graph after each step of the pipeline, if compiled with ``snapshots=True``."""
-        return self._prepared[0].work.snapshots
+        return self._prepared[0].work.snapshots if self._compiled is None else self._compiled.snapshots
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model's forward takes and gives."""
-        if self._lowered is None:
+        if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
         with torch.no_grad():
-            return self._lowered.run(*args, **kwargs)
+            return self._compiled.run(*args, **kwargs)
 
     def __repr__(self) -> str:
-        return str(self._report) if self._report else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
+        return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
         """A frozen module holds constants only, which copies share."""
-        if self._lowered is None:
+        if self._compiled is None:
             raise StateError("A module that still calibrates cannot be copied; call freeze() first.")
-        twin = QuantizedModule(self._prepared[0])
-        twin._lowered, twin._report = self._lowered, self._report
+        twin = QuantizedModule(self._compiled)
         memo[id(self)] = twin
         return twin
 

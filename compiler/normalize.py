@@ -149,6 +149,14 @@ def _is_whole_shape(value: object) -> bool:
     return value.target is getattr or (value.target == "size" and len(value.args) == 1 and not value.kwargs)
 
 
+def padding_of(conv: Any) -> tuple[int, ...]:
+    """The padding of a convolution in integers, one for each axis of its window."""
+    if conv.padding == "same":
+        # Refused before where the sides differ.
+        return tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+    return (0,) * len(conv.kernel_size) if conv.padding == "valid" else tuple(conv.padding)
+
+
 _FUNCTIONAL: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     **dict.fromkeys(

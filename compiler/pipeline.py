@@ -26,10 +26,11 @@ from ..passes.smooth import Smooth
 from ..passes.verify import verify
 from .batches import Sample, run_batch
 from .capture import Leaf, capture
-from .config import QuantConfig, resolve
+from .config import QuantConfig
 from .errors import ConfigError, ModelError
 from .lockstep import Twin, twin
 from .normalize import normalize
+from .overrides import node_subject, resolve
 from .report import Report, build_report, parameter_bytes
 from .values import run_values
 
@@ -118,12 +119,12 @@ def prepare(work: Work, sample: Sample) -> Work:
     # First of all: an example that does not fit must change nothing.
     values = run_batch(lambda *args, **kwargs: run_values(gm, args, kwargs), sample[0], 0)
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
-    named = []
-    for node in gm.graph.nodes:
-        if node.op in ("call_module", "call_function", "call_method"):
-            rule = table.of(node, modules)
-            named.append((node, rule.name if rule else ""))
-    config = resolve(work.options.config, named)
+    subjects = {
+        node: node_subject(node, rule.name if (rule := table.of(node, modules)) else "")
+        for node in gm.graph.nodes
+        if node.op in ("call_module", "call_function", "call_method")
+    }
+    config = resolve(work.options.config, subjects)
     work.assignment = assign_precision(gm, table, config, values)
     if not work.assignment.int8_units:
         raise ModelError(_nothing_to_quantize(work.assignment))

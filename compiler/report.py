@@ -12,12 +12,12 @@ from torch import Tensor, fx
 from ..backends.base import Lowered, OpTable, Output
 from ..backends.units import Unit
 from ..passes.assign_precision import Assignment
-from .config import module_path
 from .errors import user_line
+from .overrides import module_path
 from .qdq import dequantize, quantize
 from .types import QParams
 
-COLUMNS = ("node", "op", "precision", "kernel", "scale/zero_point", "reason")
+COLUMNS = ("node", "op", "precision", "kernel", "scale/zero_point", "weights", "reason")
 FUSED = " + "
 
 
@@ -25,8 +25,9 @@ FUSED = " + "
 class Row:
     """One op: ``node`` is its path, ``op`` includes what was fused into it, ``qparams`` are those of its output.
 
-    ``precision`` is ``"int8"`` or ``"fp32"``; ``kernel`` what runs it; ``reason`` why it is fp32, or what kept a
-    pattern from matching; ``line`` the user's code.
+    ``precision`` is ``"int8"``, ``"int8 dynamic"`` (fp32 in and out), ``"fp16"`` (of the weights) or ``"fp32"``;
+    ``kernel`` what runs it; ``reason`` why it is fp32, or what kept a pattern from matching; ``line`` the user's code;
+    ``fp32_bytes`` and ``compiled_bytes`` those of its parameters.
     """
 
     node: str
@@ -36,15 +37,23 @@ class Row:
     qparams: QParams | None
     reason: str
     line: str | None
+    fp32_bytes: int = 0
+    compiled_bytes: int = 0
+
+    @property
+    def weights(self) -> str:
+        """Its parameters' bytes before and after; "" where it has none."""
+        return f"{_size(self.fp32_bytes)} -> {_size(self.compiled_bytes)}" if self.fp32_bytes else ""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All rows in order, and bytes of parameters in fp32 and as compiled."""
+    """All rows in order, bytes of parameters in fp32 and as compiled, and a ``remark`` on the whole."""
 
     rows: tuple[Row, ...]
     fp32_bytes: int
     compiled_bytes: int
+    remark: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -53,13 +62,14 @@ class Report:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} ops {p}" for p, n in sorted(self.counts.items(), reverse=True))
-        sizes = f"parameters {_mib(self.fp32_bytes)} fp32 -> {_mib(self.compiled_bytes)}"
-        table = [(r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.reason) for r in self.rows]
-        widths = [36, None, None, 44, None, 60]
-        return f"{counts}; {sizes}\n" + tabulate(table, COLUMNS, maxcolwidths=widths)
+        sizes = f"parameters {_size(self.fp32_bytes)} fp32 -> {_size(self.compiled_bytes)}"
+        table = [(r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.weights, r.reason) for r in self.rows]
+        widths = [36, None, None, 44, None, None, 60]
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"{counts}; {sizes}{remark}\n" + tabulate(table, COLUMNS, maxcolwidths=widths)
 
 
-def _mib(size: int) -> str:
+def _size(size: int) -> str:
     return f"{size / 2**20:.2f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
 
@@ -88,7 +98,7 @@ def build_report(
         elif node not in inner and table.of(node, modules) is None and _computes(node, assignment):
             module = modules[str(node.target)] if node.op == "call_module" else None
             name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
-            rows.append(_row(node, name, "fp32", "", None, f"no rule for {name}: fxquant does not know this op"))
+            rows.append(make_row(node, name, "fp32", "", f"no rule for {name}: fxquant does not know this op"))
     return Report(tuple(rows), fp32_bytes, lowered.weight_bytes)
 
 
@@ -106,7 +116,7 @@ def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lower
     op = FUSED.join(names)
     remarks = [notes[n] for n in unit.nodes if n in notes]
     if not assignment.is_int8(unit):
-        return _row(unit.root, op, "fp32", "", None, "; ".join([assignment.reasons[unit.root], *remarks]))
+        return make_row(unit.root, op, "fp32", "", "; ".join([assignment.reasons[unit.root], *remarks]))
     out = next((u for u in unit.output.users if u.target is quantize), None)
     known = QParams(*out.args[1:5]) if out is not None else None  # type: ignore[arg-type]
     if unit.rule.output is Output.WEIGHT_ONLY:
@@ -117,15 +127,24 @@ def _unit_row(unit: Unit, table: OpTable, assignment: Assignment, lowered: Lower
     if kernel.startswith("fp32"):
         remarks.insert(0, unit.rule.reason or "measured: int8 would gain little here and cost accuracy")
     precision = "fp32" if kernel.startswith("fp32") else "int8"
-    return _row(unit.root, op, precision, kernel, known, "; ".join(remarks))
+    return make_row(unit.root, op, precision, kernel, "; ".join(remarks), known)
 
 
 def _is_fused(unit: Unit, lowered: Lowered) -> bool:
     return any(lowered.kernels.get(u, "").startswith("fused into") for u in unit.output.users)
 
 
-def _row(node: fx.Node, op: str, precision: str, kernel: str, qparams: QParams | None, reason: str) -> Row:
+def make_row(
+    node: fx.Node,
+    op: str,
+    precision: str,
+    kernel: str,
+    reason: str,
+    qparams: QParams | None = None,
+    sizes: tuple[int, int] = (0, 0),
+) -> Row:
+    """A row named after the module that ``node`` is, or stands in; ``sizes`` in bytes, before and after."""
     path = module_path(node)
     own_module = path.replace(".", "_") == node.name.lstrip("_")
     name = f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
-    return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace))
+    return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace), *sizes)

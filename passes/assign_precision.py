@@ -11,7 +11,8 @@ from torch import fx, nn
 
 from ..backends.base import Call, OpTable, Output
 from ..backends.units import Matched, Unit, match_units
-from ..compiler.config import QuantConfig, ResolvedConfig
+from ..compiler.config import QuantConfig
+from ..compiler.overrides import ResolvedConfig
 from ..compiler.types import ValueInfo
 
 OUTSIDE_STUBS = "outside of the model's QuantStub/DeQuantStub region"

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..backends.base import Backend, IntegerWeight, OpRule, Output
 from ..backends.units import Unit
+from ..compiler.normalize import padding_of
 from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
@@ -178,20 +179,14 @@ def _freeze_weight(
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
         looks_up = unit.rule.output is Output.WEIGHT_ONLY
         bias = None if looks_up else gm.graph.get_attr(f"{path}_int8_bias")
-    call_args = {name: value for name in unit.rule.param_names if (value := _option(layer, name)) is not None}
+    call_args = {name: value for name in unit.rule.param_names if (value := getattr(layer, name, None)) is not None}
+    if "padding" in call_args:
+        call_args["padding"] = padding_of(layer)
     args = (node.args[0], weight)
     kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
     assert unit.rule.functional is not None
     node.op, node.target, node.args, node.kwargs = "call_function", unit.rule.functional, args, kwargs
     return 1
-
-
-def _option(layer: nn.Module, name: str) -> Any:
-    value = getattr(layer, name, None)
-    if name == "padding" and value == "same":
-        # Refused before where the kernel size is even; odd ones pad alike on both sides.
-        return tuple(d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))  # type: ignore[arg-type]
-    return 0 if name == "padding" and value == "valid" else value
 
 
 def _hold(gm: fx.GraphModule, path: str, weight: IntegerWeight, layer: nn.Module, rule: OpRule) -> None:

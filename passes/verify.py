@@ -6,10 +6,14 @@ import torch
 from torch import fx
 
 from ..backends.base import Lowered
+from ..backends.dynamic import DynamicLayer, Layer, probe
 from ..compiler.errors import VerificationError, where
+from ..compiler.lockstep import sqnr
 from ..compiler.qdq import dequantize, quantize
 from ..compiler.values import tensors_of
 from .assign_precision import Assignment
+
+LEAST_SQNR = 25  # dB; a tensor of normal numbers in 8 bits has about 40
 
 
 def verify(lowered: Lowered, assignment: Assignment) -> None:
@@ -32,6 +36,22 @@ def verify(lowered: Lowered, assignment: Assignment) -> None:
         if not assignment.is_int8(unit) and not assignment.reasons[unit.root]:
             raise VerificationError(f"fp32 op {where(unit.root)} has no reason.")
     _check_run(lowered)
+
+
+@torch.no_grad()
+def verify_layer(layer: Layer, made: DynamicLayer) -> None:
+    """Run a layer with rounded weights on random numbers, and compare it with the float layer on the same weights.
+
+    Raises:
+        VerificationError: they differ by more than rounding the activations can explain.
+    """
+    given = probe(layer.module)
+    pairs = zip(tensors_of(layer.rounded(given)), tensors_of(made(given)), strict=True)
+    worst = min(sqnr([exact], [ours]) for exact, ours in pairs)
+    if worst < LEAST_SQNR:
+        raise VerificationError(
+            f"{made.kernel} is {worst:.0f} dB off {layer.rule.name} on the same weights; {LEAST_SQNR} dB are due."
+        )
 
 
 def _check_pair(node: fx.Node) -> None:

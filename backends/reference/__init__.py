@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx, nn
+from typing import Any
 
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ...compiler.qdq import round_trip
+from ...compiler.types import affine_qparams
 from ..base import Frozen, Lowered, OpTable, Target
+from ..dynamic import DynamicLayer, Layer
+
+
+class ReferenceLayer(DynamicLayer):
+    """A layer with int8 or fp16 weights in plain torch ops."""
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__(layer, "reference")
+        self._layer = layer
+
+    def forward(self, input: Any, *rest: Any, **options: Any) -> Any:
+        if isinstance(input, PackedSequence):
+            input = input._replace(data=self._rounded(input.data))
+        else:
+            input = self._rounded(input)
+        return self._layer.rounded(input, *rest, **options)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """``x`` with one scale and zero point, those of its range, if it is float and the weights are integers."""
+        if not x.is_floating_point() or self.dtype != torch.int8 or not x.numel():
+            return x
+        return round_trip(x, affine_qparams(float(x.min()), float(x.max())))
 
 
 class ReferenceBackend:
@@ -25,6 +53,10 @@ class ReferenceBackend:
     ) -> Tensor | None:
         """None: fp32 sums do not saturate."""
         return None
+
+    def dynamic(self, layer: Layer) -> DynamicLayer:
+        """The float layer on rounded weights, its input rounded on the fly; states inside of it stay fp32."""
+        return ReferenceLayer(layer)
 
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""

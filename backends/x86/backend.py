@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...compiler.errors import ConfigError
 from ..base import Frozen, Lowered, Target
+from ..dynamic import DynamicLayer, Layer
 from . import saturation
 from .engine import take_deprecation_warning
 from .entry import enter_in_fp32
@@ -56,6 +57,11 @@ class X86Backend:
             return None
         axis = 1 if getattr(layer, "transposed", False) else 0
         return saturation.scale_floor(weight, axis, int(getattr(layer, "groups", 1)), top, rounding)
+
+    def dynamic(self, layer: Layer) -> DynamicLayer:
+        """The class that the layer's row names, made of it."""
+        made: DynamicLayer = layer.rule.dynamic[layer.dtype](layer)
+        return made
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""

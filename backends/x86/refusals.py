@@ -9,14 +9,21 @@ from torch import Tensor, fx, nn
 from ..base import Call
 
 
+def refuse_padding(conv: Any) -> str | None:
+    """Padding that no int8 convolution has."""
+    if conv.padding_mode != "zeros":
+        return f"no int8 kernel with padding_mode={conv.padding_mode!r}"
+    if conv.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):
+        return "padding='same' of an even kernel pads each side differently"
+    return None
+
+
 def refuse_conv(call: Call) -> str | None:
     """Padding the kernels do not have; inputs without a batch axis."""
-    mode = call.param("padding_mode", "zeros")
-    if mode != "zeros":
-        return f"no int8 kernel with padding_mode={mode!r}"
+    reason = refuse_padding(call.module) if call.module else None
+    if reason:
+        return reason
     kernel = call.param("kernel_size", ())
-    if call.param("padding") == "same" and any(k % 2 == 0 for k in kernel):
-        return "padding='same' of an even kernel pads each side differently"
     if call.input is not None and len(call.input.shape) != len(kernel) + 2:
         return "its input has no batch axis"
     groups, weight = call.param("groups", 1), getattr(call.module, "weight", None)

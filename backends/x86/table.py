@@ -14,6 +14,7 @@ from torch import nn
 from ...compiler.stubs import dequant_stub, quant_stub
 from ...compiler.types import QParams
 from ..base import Call, OpRule, OpTable, Output
+from . import dynamic as d
 from . import kernels as k
 from .refusals import (
     pad_of_module,
@@ -38,6 +39,8 @@ meta = partial(OpRule, output=Output.META)
 observed = partial(OpRule, output=Output.OBSERVED, saturates=True)
 
 NO_KERNEL = "torch has no int8 kernel for it on x86"
+FORMS = (torch.int8, torch.float16)  # of weights, where activations stay fp32
+WITH_DYNAMIC = "no static int8 kernel; the override 'dynamic' gives it int8 weights"
 AVERAGES = "averages span a smaller range than the int8 kernel keeps; quantized again behind it"
 DEQUANTIZES = "the int8 kernel computes in fp32 inside; fp32 at once is faster and more exact"
 
@@ -59,6 +62,8 @@ def _conv(dims: int) -> OpRule:
         refuse=refuse_conv,
         kernels=k.conv(dims),
         fused=fused if dims == 2 else {},
+        dynamic={torch.int8: d.DynamicConv},
+        refuse_dynamic=d.refuse_conv,
     )
 
 
@@ -88,6 +93,7 @@ WEIGHTED = [
         functional=F.linear,
         saturates=True,
         float_output=True,
+        dynamic=dict.fromkeys(FORMS, d.DynamicLinear),
         kernels=k.linear,
         fused={
             "leaky_relu": k.linear_activation(Q.linear_leaky_relu.default, "negative_slope"),
@@ -101,8 +107,10 @@ WEIGHTED = [
         output=Output.WEIGHT_ONLY,
         weighted=True,
         functional=F.embedding,
-        refuse=lambda call: "max_norm changes the table as it reads" if call.param("max_norm") else None,
+        refuse=lambda call: d.refuse_rows(call.module) if call.module else None,
         kernels=k.embedding,
+        dynamic=dict.fromkeys(FORMS, d.RowwiseEmbedding),
+        refuse_dynamic=d.refuse_rows,
     ),
 ]
 
@@ -137,6 +145,8 @@ BINARY = [
         "matmul", torch.matmul, (operator.matmul, "matmul", torch.bmm, "bmm"), inputs=2,
         kernels=k.elementwise_pair(Q.matmul.default), prefer_float=DEQUANTIZES,
     ),
+    floating("scaled_dot_product_attention", F.scaled_dot_product_attention, (),
+             "attn_mask dropout_p is_causal scale enable_gqa", inputs=3, reason=NO_KERNEL),
     OpRule("cat", torch.cat, (torch.concat, torch.concatenate), "dim", inputs=0, joins=True, scale_equivariant=True,
            kernels=k.cat),
     OpRule("stack", torch.stack, (), "dim", inputs=0, joins=True, scale_equivariant=True, kernels=k.cat),
@@ -205,9 +215,19 @@ NORMS = [
 ]  # fmt: skip
 
 RECURRENT = [
-    floating(cls.__name__.lower(), cls, reason="no static int8 kernel for recurrent layers")
-    for cls in (nn.LSTM, nn.GRU, nn.RNN)
-]
+    *(
+        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.DynamicRecurrent),
+                 refuse_dynamic=d.refuse_recurrent)
+        for cls in (nn.LSTM, nn.GRU)
+    ),
+    *(
+        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.DynamicCell))
+        for cls in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+    ),
+    floating("rnn", nn.RNN, reason="torch has int8 kernels for LSTM, GRU and the cells, not for nn.RNN"),
+    floating("embedding_bag", nn.EmbeddingBag, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.RowwiseEmbeddingBag),
+             refuse_dynamic=d.refuse_bag),
+]  # fmt: skip
 
 _POOL = "kernel_size stride padding dilation ceil_mode return_indices"
 _AVG = "kernel_size stride padding ceil_mode count_include_pad divisor_override"

@@ -1,0 +1,100 @@
+"""Merge linear layers that read one value, such as query, key and value projections, into one wide layer.
+
+The input is then quantized, and the kernel started, once.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import fx, nn
+
+from ..backends.base import OpTable
+from .base import PassResult, finish
+from .sharing import Sharing
+
+# May fail on a slice of the wide output, or show that it is one; what the table knows works on any strides.
+NEEDS_CONTIGUOUS = "it, or what it is made into, must be contiguous"
+
+
+class MergeLinears:
+    """Exact. Layers stay apart that are used more than once, that ``kind`` tells apart, or whose readers may need theirs
+    contiguous.
+
+    Args:
+        kind: what must be equal for layers to be merged, by path; None leaves a layer out.
+    """
+
+    name = "merge_linears"
+    suffix = "_merged"  # of the first layer's path
+    exact = True
+
+    def __init__(self, kind: Callable[[str], Hashable | None]) -> None:
+        self.kind = kind
+
+    def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
+        modules = dict(gm.named_modules())
+        sharing = Sharing(gm)
+        uses = Counter(p for _, p in gm.named_parameters(remove_duplicate=False))
+        groups: dict[Hashable, list[fx.Node]] = {}
+        refusals: dict[fx.Node, str] = {}
+        for node in gm.graph.nodes:
+            layer = modules.get(str(node.target)) if node.op == "call_module" else None
+            if type(layer) is not nn.Linear:
+                continue
+            kind = self.kind(str(node.target))
+            if kind is None or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+                continue
+            reason = sharing.reason(layer, str(node.target))
+            if uses[layer.get_parameter("weight")] > 1:
+                reason = "its weight is another layer's, too"
+            reason = reason or (None if _takes_strides(node, table, modules) else NEEDS_CONTIGUOUS)
+            if reason:
+                refusals[node] = f"not merged: {reason}"
+            else:
+                has_bias = layer.bias is not None
+                groups.setdefault((node.args[0], kind, has_bias), []).append(node)
+        remarks, count = {}, 0
+        for nodes in groups.values():
+            if len(nodes) > 1:
+                remarks[_merge(gm, nodes)] = "merged: " + ", ".join(str(n.target) for n in nodes)
+                count += 1
+        finish(gm)
+        siblings = {n for n in refusals if sum(u.op == "call_module" for u in n.args[0].users) > 1}  # type: ignore[union-attr]
+        return PassResult(count, {n: r for n, r in refusals.items() if n in siblings}, remarks)
+
+
+def _takes_strides(node: fx.Node, table: OpTable, modules: dict[str, nn.Module]) -> bool:
+    """Whether every reader of ``node``, and of views of it, works on a slice of a wider tensor."""
+    for reader in node.users:
+        rule = table.of(reader, modules)
+        if rule is None or reader.op == "output":
+            return False
+        if rule.views and not _takes_strides(reader, table, modules):
+            return False
+    return True
+
+
+@torch.no_grad()
+def _merge(gm: fx.GraphModule, nodes: list[fx.Node]) -> fx.Node:
+    layers = [gm.get_submodule(str(n.target)) for n in nodes]
+    sizes = [int(layer.out_features) for layer in layers]  # type: ignore[arg-type]
+    wide = nn.utils.skip_init(nn.Linear, int(layers[0].in_features), sum(sizes), bias=layers[0].bias is not None)  # type: ignore[arg-type]
+    wide.weight.copy_(torch.cat([layer.get_parameter("weight") for layer in layers]))
+    if layers[0].bias is not None:
+        wide.bias.copy_(torch.cat([layer.get_parameter("bias") for layer in layers]))
+    path = f"{nodes[0].target}{MergeLinears.suffix}"
+    gm.add_submodule(path, wide.eval())
+    with gm.graph.inserting_before(nodes[0]):
+        whole: fx.Node = gm.graph.call_module(path, nodes[0].args)
+        parts = gm.graph.call_function(torch.split, (whole, sizes), {"dim": -1})
+        slices = [gm.graph.call_function(operator.getitem, (parts, i)) for i in range(len(nodes))]
+    for new in (whole, parts, *slices):
+        new.meta = dict(nodes[0].meta)
+    for node, part in zip(nodes, slices, strict=True):
+        node.replace_all_uses_with(part)
+        gm.graph.erase_node(node)
+    return whole
