@@ -62,7 +62,7 @@ def _conv(dims: int) -> OpRule:
         refuse=refuse_conv,
         kernels=k.conv(dims),
         fused=fused if dims == 2 else {},
-        dynamic={torch.int8: d.DynamicConv},
+        dynamic=dict.fromkeys(FORMS, d.PointwiseConv),
         refuse_dynamic=d.refuse_conv,
     )
 

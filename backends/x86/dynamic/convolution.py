@@ -1,47 +1,46 @@
-"""Convolutions whose input is quantized on the fly."""
+"""Pointwise convolutions as linear layers over the channels.
+
+torch's own dynamic convolutions round their output to the range of their input, which clips it (pytorch#70480).
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ....compiler.normalize import padding_of
-from ...dynamic import DynamicLayer, Layer
-from ..calls import qint8
-from ..engine import FBGEMM, engine
-from ..refusals import refuse_padding
-
-Q = torch.ops.quantized
+from ...base import IntegerWeight
+from ...dynamic import Layer
+from .linear import DynamicLinear
 
 
 def refuse_conv(module: nn.Module) -> str | None:
     """Why a convolution has no form here."""
     conv: Any = module
-    if conv.groups == conv.in_channels > 1:
-        return "depthwise: it reads few weights, and int8 saves less than quantizing its input costs"
-    return refuse_padding(conv)
+    pointwise = all(k == 1 for k in conv.kernel_size) and conv.groups == 1
+    if pointwise and (conv.padding in ("same", "valid") or not any(conv.padding)):
+        return None
+    return "torch's dynamic convolutions clip their output (pytorch#70480): give it calibration data, scheme 'static'"
 
 
-class DynamicConv(DynamicLayer):
-    """``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d`` with int8 weights, and a ReLU where the layer says so."""
+class PointwiseConv(DynamicLinear):
+    """``nn.Conv1d`` to ``nn.Conv3d`` with a window of 1 and one group: (N, in, *) to (N, out, *), or without N."""
 
     def __init__(self, layer: Layer) -> None:
-        name = layer.rule.name
-        super().__init__(layer, f"quantized::{name}_dynamic ({FBGEMM})")
         conv: Any = layer.module
-        weight = qint8(layer.integers["weight"])
-        options = (list(conv.stride), list(padding_of(conv)), list(conv.dilation), conv.groups)
-        with engine(FBGEMM):
-            self.packed = getattr(Q, f"{name}_prepack")(weight, layer.vector("bias"), *options)
-        self._op = getattr(Q, f"{name}_dynamic").default._op
-        self._axes = len(conv.kernel_size) + 2
+        weight = layer.weights["weight"]
+        if isinstance(weight, IntegerWeight):
+            matrix: IntegerWeight | Tensor = replace(weight, integers=weight.integers.flatten(1))
+        else:
+            matrix = weight.flatten(1)
+        super().__init__(replace(layer, weights={"weight": matrix}))
+        self._axes = len(conv.kernel_size)
+        self._steps = tuple(slice(None, None, s) for s in conv.stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == self._axes - 1:
-            return self.forward(input[None])[0]
-        result: Tensor = self._op(input, self.packed)
-        # The kernel gives channels_last; a view behind the float layer expects what that gives.
-        result = result.contiguous() if input.is_contiguous() else result
-        return result.relu_() if self.relu else result
+        channel = input.dim() - self._axes - 1
+        given = input[(..., *self._steps)]
+        result = super().forward(given.movedim(channel, -1)).movedim(-1, channel)
+        # A view behind the float layer expects the layout that this gives.
+        return result.contiguous() if input.is_contiguous() else result
