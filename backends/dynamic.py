@@ -34,7 +34,7 @@ class Layer:
         return torch.int8 if self.integers else torch.float16
 
     def rounded(self, *inputs: Any, **options: Any) -> Any:
-        """The float layer's output with its weights as they are rounded: what kernels differ from by activations only."""
+        """The float layer's output with rounded weights: what kernels differ from by rounding activations only."""
         values = {n: w.dequantized() if isinstance(w, IntegerWeight) else w.float() for n, w in self.weights.items()}
         result = torch.func.functional_call(self.module, values, inputs, options)
         return torch.relu(result) if self.relu else result
@@ -93,6 +93,14 @@ def probe(module: nn.Module) -> Tensor:
     if hasattr(m, "input_size"):
         return normal(3, 2, m.input_size) if hasattr(m, "num_layers") else normal(3, m.input_size)
     return normal(3, m.in_features)
+
+
+def module_bytes(module: nn.Module) -> int:
+    """Bytes of the parameters and buffers of ``module``, those of dynamic layers in their compiled form."""
+    modules = set(module.modules())
+    layers = {m for m in modules if isinstance(m, DynamicLayer)}
+    kept = {t for m in modules - layers for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+    return sum(m.weight_bytes for m in layers) + sum(t.numel() * t.element_size() for t in kept)
 
 
 def _bytes(layer: Layer) -> int:

@@ -8,10 +8,45 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 
-def refuse_attention(attention: nn.MultiheadAttention) -> str | None:
+def take_attention_apart(tree: nn.Module, within: str = "") -> tuple[nn.Module, dict[str, str]]:
+    """Give every ``nn.MultiheadAttention`` at or below the path ``within`` linear projections.
+
+    Returns the tree, another one where it is an attention itself, and why one was left whole, by path.
+    """
+    refusals: dict[str, str] = {}
+    done: dict[nn.Module, nn.Module] = {}
+    own = _self_attentions(tree)
+    for path, module in list(tree.named_modules(remove_duplicate=False)):
+        if type(module) is not nn.MultiheadAttention or not f"{path}.".startswith(f"{within}." if within else ""):
+            continue
+        reason = _refusal(module)
+        if reason:
+            refusals[path] = f"left whole: {reason}"
+            continue
+        if module not in done:
+            done[module] = ProjectedAttention(module, module in own)
+        if not path:
+            return done[module], refusals
+        tree.set_submodule(path, done[module])
+    return tree, refusals
+
+
+def _self_attentions(tree: nn.Module) -> set[nn.Module]:
+    """Attentions known to read one tensor: those of torch's own layers, and those that the graph shows to."""
+    layers = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    own: set[nn.Module] = {m.self_attn for m in tree.modules() if isinstance(m, layers)}
+    calls: dict[nn.Module, list[bool]] = {}
+    for node in tree.graph.nodes if isinstance(tree, fx.GraphModule) else ():
+        if node.op == "call_module" and isinstance(m := tree.get_submodule(str(node.target)), nn.MultiheadAttention):
+            inputs = [*node.args, *(node.kwargs[n] for n in ("query", "key", "value") if n in node.kwargs)][:3]
+            calls.setdefault(m, []).append(len(set(inputs)) == 1)
+    return own | {m for m, alike in calls.items() if all(alike)}
+
+
+def _refusal(attention: nn.MultiheadAttention) -> str | None:
     """Why an attention cannot be taken apart."""
     if attention.bias_k is not None or attention.bias_v is not None:
         return "add_bias_kv appends to keys and values"

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import rnn
 
 from .errors import CaptureError, ConfigError, ModelError, nearest, user_line
 
@@ -23,6 +24,9 @@ QUANTIZED = (
     "fxquant.compiler.module",
     "fxquant.compiler.observers",
 )
+
+# Kept as calls: they look at lengths, and their results are no tensors.
+SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.pad_sequence)
 
 
 def check_model(model: object) -> None:
@@ -86,7 +90,9 @@ class _Tracer(fx.Tracer):
     record_stack_traces = True
 
     def __init__(self, leaves: tuple[type[nn.Module], ...], paths: frozenset[str]) -> None:
-        super().__init__()
+        super().__init__(autowrap_functions=SEQUENCES)
+        # Also where they are called as nn.utils.rnn.pack_padded_sequence(...).
+        self._autowrap_search.append(rnn)
         self._leaves, self._paths = leaves, paths
         self.path = ""
 
@@ -127,6 +133,10 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModu
         graph = tracer.trace(work)
     except Exception as error:
         raise _untraceable(model, tracer.path, error) from error
+    for node in graph.nodes:
+        # Else the generated code would have fx wrap them for every trace to come, under a name that it cannot find.
+        if node.target in SEQUENCES:
+            node.meta.pop("is_wrapped", None)
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 

@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from ..backends.base import OpTable
 from ..backends.dynamic import weight_names
-from ..backends.units import match_units
-from ..passes.dynamic import Swap, Wish, refusal, relu_behind
+from ..passes.dynamic import LayerPlan, Swap, Wish, absorb_relus, refusal, refuse_vain
 from ..passes.merge_linears import MergeLinears
-from ..passes.sharing import Sharing
-from .attention import ProjectedAttention, refuse_attention
+from .attention import take_attention_apart
 from .capture import copied
 from .config import QuantConfig
 from .errors import CaptureError, ConfigError, ModelError
-from .overrides import ResolvedConfig, module_subject, resolve
+from .overrides import module_subject, resolve
 from .pipeline import Options, Work, start
 
 # Of the weights: what may be fp16 next to the output, where no layer behind dampens the error of rounding.
 LAST_SHARE = 0.02
 NEEDS_DATA = ("equalize", "smooth", "absorb_bias", "correct_bias")
-
-
-@dataclass
-class Plan:
-    """What becomes of the layers of a tree, by path.
-
-    Attributes:
-        wishes: those that are replaced.
-        reasons: why others are left in fp32, or have another type than was asked for.
-    """
-
-    wishes: dict[str, Wish] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,15 +31,13 @@ class Dynamic:
 
     Attributes:
         tree: it runs; a graph if the model could be traced, else a copy of the model.
-        floats: the float layers that were replaced, by path.
-        plan: what was done, and why not.
+        plan: what was done to its layers, and why not.
         untraced: why there is no graph; "" if there is.
         work: the graph's notes and snapshots; None without a graph.
     """
 
     tree: nn.Module
-    floats: Mapping[str, nn.Module]
-    plan: Plan
+    plan: LayerPlan
     untraced: str
     work: Work | None
 
@@ -70,23 +52,21 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     check_config(options.config, dtype)
     work, untraced = _traced(model, options)
     tree = copied(model).eval() if work is None else work.gm
-    whole = _take_attention_apart(tree)
+    tree, whole = take_attention_apart(tree)
     plan = _plan(model, tree, options, dtype)
     plan.reasons |= whole
     if not plan.wishes:
         reasons = "\n".join(f"  {path or '(root)'}: {reason}" for path, reason in list(plan.reasons.items())[:10])
         raise ModelError(f"The model has nothing to quantize.\n{reasons}")
-    relus: frozenset[str] = frozenset()
     if work is not None:
         _merge(work, plan)
         _raise_last(work.gm, plan, options.backend.table)
-        relus = _absorb_relus(work, plan, options.backend.table)
-    floats = {path: tree.get_submodule(path) for path in plan.wishes}
-    tree = Swap(options.backend)(tree, plan.wishes, relus)
+        absorb_relus(work.gm, plan, options.backend.table)
+    tree = Swap(options.backend)(tree, plan)
     if work is not None:
         work.gm.recompile()
         work.snapshot("swap")
-    return Dynamic(tree, floats, plan, untraced, work)
+    return Dynamic(tree, plan, untraced, work)
 
 
 def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
@@ -128,41 +108,7 @@ def _traced(model: nn.Module, options: Options) -> tuple[Work | None, str]:
         return None, str(error).splitlines()[0]
 
 
-def _take_attention_apart(tree: nn.Module) -> dict[str, str]:
-    """Give every ``nn.MultiheadAttention`` linear projections. Returns why one has none, by path."""
-    refusals: dict[str, str] = {}
-    done: dict[nn.Module, nn.Module] = {}
-    own = _self_attentions(tree)
-    for path, module in list(tree.named_modules(remove_duplicate=False)):
-        if type(module) is not nn.MultiheadAttention:
-            continue
-        reason = refuse_attention(module)
-        if reason:
-            refusals[path] = f"left whole: {reason}"
-            continue
-        if module not in done:
-            done[module] = ProjectedAttention(module, module in own)
-        tree.set_submodule(path, done[module])
-    return refusals
-
-
-def _self_attentions(tree: nn.Module) -> set[nn.Module]:
-    """Attentions known to read one tensor: those of torch's own layers, and those that the graph shows to."""
-    layers = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-    own: set[nn.Module] = {m.self_attn for m in tree.modules() if isinstance(m, layers)}
-    if isinstance(tree, fx.GraphModule):
-        calls: dict[nn.Module, list[bool]] = {}
-        for node in tree.graph.nodes:
-            if node.op == "call_module" and isinstance(
-                m := tree.get_submodule(str(node.target)), nn.MultiheadAttention
-            ):
-                inputs = [*node.args, *(node.kwargs.get(n) for n in ("key", "value") if n in node.kwargs)][:3]
-                calls.setdefault(m, []).append(len(set(inputs)) == 1)
-        own |= {m for m, alike in calls.items() if all(alike)}
-    return own
-
-
-def _plan(model: nn.Module, tree: nn.Module, options: Options, dtype: torch.dtype) -> Plan:
+def _plan(model: nn.Module, tree: nn.Module, options: Options, dtype: torch.dtype) -> LayerPlan:
     """What the configuration asks for, and what has kernels.
 
     Raises:
@@ -174,40 +120,20 @@ def _plan(model: nn.Module, tree: nn.Module, options: Options, dtype: torch.dtyp
     rules = {path: table.find(type(module)) for path, module in paths.items()}
     names = {path: rule.name if rule else "" for path, rule in rules.items()}
     config = resolve(options.config, {p: module_subject(p, known, names.get(p, "")) for p in known})
-    plan = Plan()
+    plan = LayerPlan()
     for path, module in paths.items():
-        if not weight_names(module) or type(module) is nn.MultiheadAttention:
-            continue
         chosen = config.of(path)
         if chosen is None:
             plan.reasons[path] = f"left in fp32 by override {config.key_of(path)!r}"
-            continue
-        asked = config.dynamic(path) or (dtype if config.key_of(path) is None else torch.int8)
-        reason = refusal(rules[path], module, asked, table)
-        if reason:
-            plan.reasons[path] = reason
         else:
-            plan.wishes[path] = Wish(asked, chosen, overridden=config.key_of(path) is not None)
-    check_forms(options.config, config, plan.wishes, plan.reasons)
+            own = config.key_of(path) is not None
+            asked = config.dynamic(path) or (torch.int8 if own else dtype)
+            plan.ask(path, module, Wish(asked, chosen, overridden=own), table, path)
+    refuse_vain(options.config, config, plan)
     return plan
 
 
-def check_forms(
-    config: QuantConfig, resolved: ResolvedConfig, wishes: Mapping[Any, object], reasons: Mapping[Any, str]
-) -> None:
-    """Refuse an override by name that no layer can follow.
-
-    Raises:
-        ConfigError: says why for the layers that it names.
-    """
-    for key, value in config.overrides.items():
-        named = [k for k, v in resolved.keys.items() if v == key]
-        if isinstance(value, str) and named and not any(k in wishes for k in named):
-            why = next((f": {reasons[k]}" for k in named if k in reasons), ": it names no layer with weights")
-            raise ConfigError(f"Override of {key!r} asks for {value!r}, which nothing there can be{why}.")
-
-
-def _merge(work: Work, plan: Plan) -> None:
+def _merge(work: Work, plan: LayerPlan) -> None:
     """One wide layer for those that read one value and become alike."""
     kinds = {path: wish.kind for path, wish in plan.wishes.items()}
     result = MergeLinears(kinds.get)(work.gm, work.options.backend.table)
@@ -220,7 +146,7 @@ def _merge(work: Work, plan: Plan) -> None:
     plan.wishes = {path: wish for path, wish in plan.wishes.items() if path in left}
 
 
-def _raise_last(gm: fx.GraphModule, plan: Plan, table: OpTable) -> None:
+def _raise_last(gm: fx.GraphModule, plan: LayerPlan, table: OpTable) -> None:
     """fp16 for the int8 layers nearest to the output, while they hold next to none of the weights."""
     sizes = {
         p: sum(gm.get_submodule(p).get_parameter(n).numel() for n in weight_names(gm.get_submodule(p)))
@@ -262,19 +188,3 @@ def _last_layers(gm: fx.GraphModule, wishes: Mapping[str, Wish], behind: set[str
         yield from new
         if not new:
             front += node.all_input_nodes
-
-
-def _absorb_relus(work: Work, plan: Plan, table: OpTable) -> frozenset[str]:
-    """Drop each ReLU that the kernel of the layer before it can do. Returns the paths of those layers."""
-    sharing = Sharing(work.gm)
-    found: dict[str, fx.Node] = {}
-    for unit in match_units(work.gm, table).units:
-        path, relu = str(unit.root.target), relu_behind(unit, table)
-        layer = plan.wishes.get(path) and work.gm.get_submodule(path)
-        if layer and relu is not None and sharing.reason(layer, path) is None:
-            found[path] = relu
-    for relu in found.values():
-        (layer_node,) = relu.all_input_nodes
-        relu.replace_all_uses_with(layer_node)
-        work.gm.graph.erase_node(relu)
-    return frozenset(found)

@@ -1,71 +1,37 @@
-"""The account of a dynamic quantization: one row per layer and per op of the graph, where there is one."""
+"""The account of a dynamic quantization."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import fx, nn
 
 from ..backends.base import OpTable, Output
-from ..backends.dynamic import DynamicLayer, weight_names
+from ..backends.dynamic import module_bytes
 from .dynamic import Dynamic
-from .report import FUSED, Report, Row, make_row, parameter_bytes
-
-NO_WEIGHTS = "no weights: dynamic quantization is for layers that read more weights than inputs"
-NO_MATRIX = "its weights are no matrix, and few"
-PRECISION = {torch.int8: "int8 dynamic", torch.float16: "fp16"}
+from .layer_rows import NO_WEIGHTS, layer_rows
+from .report import Report, Row, make_row
 
 
 def dynamic_report(done: Dynamic, model: nn.Module, table: OpTable) -> Report:
-    """Rows in the order of the graph, or of the modules."""
-    rows = _graph_rows(done, table) if isinstance(done.tree, fx.GraphModule) else _tree_rows(done, table, "", done.tree)
-    unique = set(done.tree.modules())
-    layers = [m for m in unique if isinstance(m, DynamicLayer)]
-    kept = [t for m in unique - set(layers) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
-    compiled = sum(layer.weight_bytes for layer in layers) + parameter_bytes(set(kept))
-    remark = f"layers swapped where they stand, not traced: {done.untraced}" if done.untraced else ""
-    return Report(tuple(rows), parameter_bytes((*model.parameters(), *model.buffers())), compiled, remark)
+    """A row per layer, and per op of the graph where there is one."""
+    if isinstance(done.tree, fx.GraphModule):
+        rows = list(_graph_rows(done.tree, done, table))
+    else:
+        rows = list(layer_rows("", done.tree, done.plan, table))
+    remark = f"not traced, layers swapped where they stand: {done.untraced}" if done.untraced else ""
+    return Report(tuple(rows), module_bytes(model), module_bytes(done.tree), remark)
 
 
-def _graph_rows(done: Dynamic, table: OpTable) -> Iterator[Row]:
-    assert isinstance(done.tree, fx.GraphModule) and done.work is not None
-    for node in done.tree.graph.nodes:
+def _graph_rows(gm: fx.GraphModule, done: Dynamic, table: OpTable) -> Iterator[Row]:
+    notes = done.work.notes if done.work is not None else {}
+    for node in gm.graph.nodes:
+        note = notes.get(node, "")
         if node.op == "call_module":
-            yield from _tree_rows(done, table, str(node.target), done.tree.get_submodule(str(node.target)), node)
+            path = str(node.target)
+            yield from layer_rows(path, gm.get_submodule(path), done.plan, table, node, note)
             continue
         rule = table.of(node, {})
         # Arithmetic on sizes keeps Python's operators.
-        if rule is None or node.target is not rule.canonical or rule.output is Output.META or rule.views:
-            continue
-        note = done.work.notes.get(node)
-        yield make_row(node, rule.name, "fp32", "", "; ".join([NO_WEIGHTS, *([note] if note else [])]))
-
-
-def _tree_rows(
-    done: Dynamic, table: OpTable, path: str, module: nn.Module, node: fx.Node | None = None
-) -> Iterator[Row]:
-    """A row for ``module``, or one for each layer in it."""
-    layer = module if isinstance(module, DynamicLayer) else None
-    children = [] if layer else list(module.named_children())
-    if not children or weight_names(module):
-        yield _layer_row(done, table, path, module, node)
-    for name, child in children:
-        yield from _tree_rows(done, table, f"{path}.{name}" if path else name, child)
-
-
-def _layer_row(done: Dynamic, table: OpTable, path: str, module: nn.Module, node: fx.Node | None) -> Row:
-    before = done.floats.get(path, module)
-    rule = table.find(type(before))
-    size = parameter_bytes(before.parameters(recurse=False))
-    op, precision, kernel, compiled = rule.name if rule else type(before).__name__, "fp32", "", size
-    reason = done.plan.reasons.get(path) or (NO_MATRIX if size else NO_WEIGHTS)
-    if isinstance(module, DynamicLayer):
-        op += f"{FUSED}relu" if module.relu else ""
-        precision, kernel, compiled = PRECISION[module.dtype], module.kernel, module.weight_bytes
-        reason = done.plan.reasons.get(path, "")
-    note = done.work.notes.get(node) if done.work is not None and node is not None else None
-    reason = "; ".join(text for text in (reason, note) if text)
-    if node is None:
-        return Row(path or "(root)", op, precision, kernel, None, reason, None, size, compiled)
-    return make_row(node, op, precision, kernel, reason, sizes=(size, compiled))
+        if rule is not None and node.target is rule.canonical and rule.output is not Output.META and not rule.views:
+            yield make_row(node, rule.name, "fp32", "", "; ".join([NO_WEIGHTS, *([note] if note else [])]))

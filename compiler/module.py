@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from .batches import Batch, Sample, check_finite, run_batch
 from .errors import StateError
@@ -141,10 +141,21 @@ class QuantizedModule(nn.Module):
         return self._compiled.report
 
     @property
-    def graph(self) -> nn.Module:
+    def graph(self) -> fx.GraphModule:
         """The graph as it stands: with observers while calibrating, the frozen one afterwards.
 
-        After dynamic quantization, the module that runs: a graph, or a copy of the model where that cannot be traced.
+        Raises:
+            StateError: the model was quantized dynamically without a graph; see :attr:`module`.
+        """
+        if not isinstance(self.module, fx.GraphModule):
+            raise StateError("There is no graph: the model was not traced, and its layers were swapped; see .module.")
+        return self.module
+
+    @property
+    def module(self) -> nn.Module:
+        """:attr:`graph`, or a copy of the model with its layers swapped, where dynamic quantization could not trace it.
+
+        Such a copy has the model's own methods.
         """
         return self._prepared[0].work.gm if self._compiled is None else self._compiled.module
 

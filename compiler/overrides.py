@@ -17,7 +17,7 @@ Key = str | type[nn.Module]
 
 @dataclass(frozen=True)
 class Subject:
-    """What an override may speak of: the ``op`` at a module ``path``, by its own ``name``, in modules of ``classes``."""
+    """What an override may speak of: the ``op`` at a module ``path``, of a ``name``, in modules of ``classes``."""
 
     op: str
     path: str

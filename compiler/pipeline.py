@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from ..backends.base import Backend, Frozen, Lowered
+from ..backends.base import Backend, Frozen, Lowered, OpTable
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.assign_precision import Assignment, assign_precision
 from ..passes.base import Pass, PassResult
 from ..passes.choice import Choice, only_with_one_scale
 from ..passes.choose_ranges import choose_ranges
 from ..passes.correct_bias import correct_bias
+from ..passes.dynamic import LayerPlan, Swap, Wish, absorb_relus, refuse_vain
 from ..passes.eliminate_noops import EliminateNoops
 from ..passes.equalize import Equalize, nothing_against
 from ..passes.fold_batchnorm import FoldBatchNorm
@@ -24,14 +25,16 @@ from ..passes.place import place
 from ..passes.relu6_as_relu import Relu6AsRelu
 from ..passes.smooth import Smooth
 from ..passes.verify import verify
+from .attention import take_attention_apart
 from .batches import Sample, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig
 from .errors import ConfigError, ModelError
 from .lockstep import Twin, twin
 from .normalize import normalize
-from .overrides import node_subject, resolve
-from .report import Report, build_report, parameter_bytes
+from .overrides import ResolvedConfig, node_subject, resolve
+from .report import Report, parameter_bytes
+from .static_report import static_report
 from .values import run_values
 
 LOCKSTEP_BYTES = 512 * 2**20
@@ -62,6 +65,7 @@ class Work:
         sample: a few batches, kept for the passes that need data; empty before :func:`prepare`.
         snapshots: the graph after each step, if asked for.
         assignment: int8 or fp32 for every op; None before :func:`prepare`.
+        layers: what becomes of layers that overrides ask to have int8 or fp16 weights, and fp32 in and out.
     """
 
     gm: fx.GraphModule
@@ -70,6 +74,7 @@ class Work:
     notes: dict[fx.Node, str] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
     assignment: Assignment | None = None
+    layers: LayerPlan = field(default_factory=LayerPlan)
     sample: Sample = field(default_factory=Sample)
 
     def snapshot(self, step: str) -> None:
@@ -125,8 +130,10 @@ def prepare(work: Work, sample: Sample) -> Work:
         if node.op in ("call_module", "call_function", "call_method")
     }
     config = resolve(work.options.config, subjects)
+    work.layers = _layers_by_name(gm, config, table)
+    refuse_vain(work.options.config, config, work.layers)
     work.assignment = assign_precision(gm, table, config, values)
-    if not work.assignment.int8_units:
+    if not work.assignment.int8_units and not work.layers.wishes:
         raise ModelError(_nothing_to_quantize(work.assignment))
     work.note(PassResult(0, work.assignment.matched.refusals))
     work.sample = sample
@@ -134,6 +141,22 @@ def prepare(work: Work, sample: Sample) -> Work:
     place(gm, work.assignment)
     work.snapshot("place")
     return work
+
+
+def _layers_by_name(gm: fx.GraphModule, config: ResolvedConfig, table: OpTable) -> LayerPlan:
+    """The plan for layers, and layers in modules that were not traced, whose override names a type of weights."""
+    plan = LayerPlan()
+    for node in gm.graph.nodes:
+        dtype, chosen = config.dynamic(node), config.of(node)
+        if node.op != "call_module" or dtype is None or chosen is None:
+            continue
+        whole = gm.get_submodule(str(node.target))
+        if table.find(type(whole)) is None:
+            take_attention_apart(gm, str(node.target))
+            whole = gm.get_submodule(str(node.target))
+        for path, layer in whole.named_modules(prefix=str(node.target)):
+            plan.ask(path, layer, Wish(dtype, chosen, overridden=True), table, node)
+    return plan
 
 
 def even_out(work: Work) -> None:
@@ -178,12 +201,15 @@ def convert(work: Work) -> tuple[Lowered, Report]:
     """From a calibrated graph to a verified, lowered one."""
     quantize(work)
     assert work.assignment is not None
+    absorb_relus(work.gm, work.layers, work.options.backend.table)
+    Swap(work.options.backend)(work.gm, work.layers)
+    work.gm.recompile()
     frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons))
     lowered = work.options.backend.lower(frozen)
     work.snapshot("lower")
     verify(lowered, work.assignment)
     table = work.options.backend.table
-    report = build_report(work.gm, table, work.assignment, lowered, work.notes, work.fp32_bytes)
+    report = static_report(work.gm, table, work.assignment, work.layers, lowered, work.notes, work.fp32_bytes)
     return lowered, report
 
 

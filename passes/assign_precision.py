@@ -75,6 +75,8 @@ def _own_reason(
     for node in unit.nodes:
         if config.of(node) is None:
             return f"left in fp32 by override {config.key_of(node)!r}"
+    if config.dynamic(root) and rule.dynamic:
+        return f"takes and gives fp32, as override {key!r} asks for"
     if rule.weighted and root.op != "call_module":
         return "its weight is computed in the forward, not a parameter of a module"
     if rule.output is Output.FLOAT:

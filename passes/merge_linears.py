@@ -21,8 +21,8 @@ NEEDS_CONTIGUOUS = "it, or what it is made into, must be contiguous"
 
 
 class MergeLinears:
-    """Exact. Layers stay apart that are used more than once, that ``kind`` tells apart, or whose readers may need theirs
-    contiguous.
+    """Exact. Layers stay apart that are used more than once, that ``kind`` tells apart, or whose readers may need
+    contiguous outputs.
 
     Args:
         kind: what must be equal for layers to be merged, by path; None leaves a layer out.

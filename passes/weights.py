@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backends.base import Backend, IntegerWeight, OpRule
+from ..backends.base import Backend, IntegerWeight, OpRule, Output
 from ..compiler.config import QuantConfig
 from ..compiler.qdq import quantize_channels
 
@@ -62,14 +62,20 @@ def weight_grid(
         top: the largest input integer per input channel (see :meth:`Backend.weight_scale_floor`).
     """
     axis, levels = rule.channel_axis, 2 ** (config.weight_bits - 1)
+    flat = _rows(rule, config, weight)
+    if rule.output is Output.WEIGHT_ONLY and config.weight_per_channel:
+        return _affine_grid(flat, axis, levels)  # looked up, and stored with an offset: symmetry gains nothing
     if config.weight_symmetric:
-        flat, floor = _rows(rule, config, weight), _floor(layer, rule, config, backend, weight, top)
+        floor = _floor(layer, rule, config, backend, weight, top)
         scale = _least_error(flat, config.weight_bits, floor)
         zero_point = torch.zeros_like(scale, dtype=torch.int64)
         return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
-    flat = _rows(rule, config, weight)
     # The raw integers meet the kernel, whatever the zero point: half of them must leave it room.
-    levels = levels if backend.target.vnni else min(levels, 64)
+    return _affine_grid(flat, axis, levels if backend.target.vnni else min(levels, 64))
+
+
+def _affine_grid(flat: Tensor, axis: int, levels: int) -> WeightGrid:
+    """From the least to the largest value of each row of ``flat``, zero included."""
     least, most = flat.amin(1).clamp_max(0), flat.amax(1).clamp_min(0)
     scale = (most - least) / (2 * levels - 1)
     scale = torch.where(scale > 0, scale, 1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -468,16 +468,16 @@ ZOO: dict[str, ZooModel] = {
 }
 
 
-def settled(name: str, seed: int = 0) -> nn.Module:
-    """The zoo model in eval mode with realistic weights determined by `seed`; the global RNG is unchanged.
+def settled(name: str, seed: int = 0, zoo: Mapping[str, ZooModel] = ZOO) -> nn.Module:
+    """The model of `zoo` in eval mode with realistic weights determined by `seed`; the global RNG is unchanged.
 
     BatchNorm and LayerNorm get random affine parameters, LSTMs stronger weights, BatchNorm the statistics of
     four batches of four examples, and the last layer the scale that gives outputs a unit root mean square.
-    The model maps `ZOO[name].example(n)` to [n,num_classes] (`unet`: [n,num_classes,128,128]).
+    The model maps `zoo[name].example(n)` to [n,num_classes] (`unet`: [n,num_classes,128,128]).
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = ZOO[name].build().eval()
+        model = zoo[name].build().eval()
         modules = list(model.modules())
         for module in modules:
             if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
@@ -492,7 +492,7 @@ def settled(name: str, seed: int = 0) -> nn.Module:
         for norm in norms:
             norm.train()
             norm.momentum = None  # a cumulative average
-        outputs = torch.cat([model(*ZOO[name].example(4)) for _ in range(4)])
+        outputs = torch.cat([model(*zoo[name].example(4)) for _ in range(4)])
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for parameter in modules[-1].parameters():
@@ -500,8 +500,10 @@ def settled(name: str, seed: int = 0) -> nn.Module:
         return model.eval()
 
 
-def batches(name: str, count: int, batch: int = 1, seed: int = 1) -> list[tuple[Tensor, ...]]:
+def batches(
+    name: str, count: int, batch: int = 1, seed: int = 1, zoo: Mapping[str, ZooModel] = ZOO
+) -> list[tuple[Tensor, ...]]:
     """`count` tuples of forward arguments [batch,...], drawn from `seed`; the global RNG is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return [ZOO[name].example(batch) for _ in range(count)]
+        return [zoo[name].example(batch) for _ in range(count)]

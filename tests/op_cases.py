@@ -406,6 +406,17 @@ for _cls in (nn.LSTM, nn.GRU, nn.RNN):
     case(_cls.__name__.lower(), _cls.__name__.lower(), lambda c=_cls: _one(  # type: ignore[misc]
         lambda m, x: m["b"](m["a"](x)[0]), a=c(24, 16, batch_first=True), b=nn.Linear(16, 4)),
         normal(7, 24), int8=False)  # fmt: skip
+for _cell in (nn.GRUCell, nn.RNNCell):
+    case(_cell.__name__.lower(), _cell.__name__.lower(),
+         lambda c=_cell: nn.Sequential(c(24, 16), nn.Linear(16, 8)), normal(24), int8=False)  # type: ignore[misc]  # fmt: skip
+case("lstmcell", "lstmcell", lambda: _one(lambda m, x: m["b"](m["a"](x)[0]), a=nn.LSTMCell(24, 16), b=nn.Linear(16, 8)),
+     normal(24), int8=False)  # fmt: skip
+case("embedding_bag", "embedding_bag", lambda: nn.Sequential(nn.EmbeddingBag(30, 16), nn.Linear(16, 8)),
+     lambda batch: (torch.randint(30, (batch, 6)),), int8=False)  # fmt: skip
+case("attention", "scaled_dot_product_attention",
+     lambda: _one(lambda m, x: m["b"](F.scaled_dot_product_attention(m["a"](x), x, x)), a=nn.Linear(24, 24),
+                  b=nn.Linear(24, 8)),
+     normal(7, 24), int8=False)  # fmt: skip
 
 # Pools --------------------------------------------------------------------------------------------------------
 

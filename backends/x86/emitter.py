@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.types import QParams
+from ..dynamic import module_bytes
 from .engine import ONEDNN, under_engine
 
 _OP = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)\(")
@@ -108,7 +109,7 @@ class Emitter:
 
 def _bytes(value: Any) -> int:
     if isinstance(value, nn.Module):
-        return sum(_bytes(t) for t in (*value.parameters(), *value.buffers()))
+        return module_bytes(value)
     if isinstance(value, Tensor):
         size = value.numel() * value.element_size()
         per_channel = value.is_quantized and value.qscheme() != torch.per_tensor_affine

@@ -36,11 +36,11 @@ class PointwiseConv(DynamicLinear):
             matrix = weight.flatten(1)
         super().__init__(replace(layer, weights={"weight": matrix}))
         self._axes = len(conv.kernel_size)
-        self._steps = tuple(slice(None, None, s) for s in conv.stride)
+        self._steps: Any = tuple(slice(None, None, s) for s in conv.stride)
 
     def forward(self, input: Tensor) -> Tensor:
         channel = input.dim() - self._axes - 1
-        given = input[(..., *self._steps)]
+        given: Tensor = input[(..., *self._steps)]
         result = super().forward(given.movedim(channel, -1)).movedim(-1, channel)
         # A view behind the float layer expects the layout that this gives.
         return result.contiguous() if input.is_contiguous() else result

@@ -1,7 +1,7 @@
 """Embedding tables as rows of bytes or nibbles, each followed by its scale and offset (the layout of FBGEMM).
 
-A row of 8 bits is ``dim`` bytes, an fp32 scale and an fp32 offset; one of 4 bits is ``dim / 2`` bytes, low nibble first,
-and both as fp16: ``value = scale * integer + offset``.
+A row of 8 bits is ``dim`` bytes, an fp32 scale and an fp32 offset; one of 4 bits is ``dim / 2`` bytes, low nibble
+first, and both as fp16: ``value = scale * integer + offset``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Rows(DynamicLayer):
     def sum(self, indices: Tensor, offsets: Tensor, weights: Tensor | None = None, whole: bool = False) -> Tensor:
         """The sum of each bag's rows, fp32; ``whole``: the last offset is the end."""
         if self._sum is not None:
-            result: Tensor = self._sum(indices, offsets, False, 0, False, weights, None, whole)
+            result: Tensor = self._sum(self.rows, indices, offsets, False, 0, False, weights, None, whole)
             return result
         scaled = None if weights is None else weights.half()
         kept = F.embedding_bag(
@@ -86,7 +86,7 @@ class RowwiseEmbedding(_Rows):
 
 
 class RowwiseEmbeddingBag(_Rows):
-    """``nn.EmbeddingBag`` in the modes ``sum`` and ``mean``: indices (N,) with offsets, or (B, N), to (B, dim), fp32."""
+    """``nn.EmbeddingBag``, ``sum`` or ``mean``: indices (N,) with offsets, or (B, N), to (B, dim), fp32."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)

@@ -34,7 +34,7 @@ def _packed(layer: Layer, suffix: str) -> tuple[Any, Any, Tensor, Tensor]:
 
 
 class DynamicRecurrent(DynamicLayer):
-    """``nn.LSTM`` or ``nn.GRU``: tensors batched or not, packed sequences, initial states; as those take and give them."""
+    """``nn.LSTM`` or ``nn.GRU``: batched or not, packed sequences, initial states; as those take and give them."""
 
     def __init__(self, layer: Layer) -> None:
         module: Any = layer.module

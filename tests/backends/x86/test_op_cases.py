@@ -27,7 +27,9 @@ def inputs_of(case: OpCase) -> list[tuple[Tensor, ...]]:
 
 def quick(config: QuantConfig) -> QuantConfig:
     """The same with extremes as ranges: the histogram's search takes most of the time of so small a model."""
-    overrides = {k: v and replace(v, observer="minmax") for k, v in config.overrides.items()}
+    overrides = {
+        k: replace(v, observer="minmax") if isinstance(v, QuantConfig) else v for k, v in config.overrides.items()
+    }
     return replace(config, observer="minmax", overrides=overrides)
 
 
