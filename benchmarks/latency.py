@@ -33,7 +33,7 @@ from torch import nn
 
 from tests.models import ZOO, batches, settled
 
-from .peers import CONTENDERS, PEERS, TORCH_AO, Inputs, Runner, cpu_info, has_vnni, quiet
+from .peers import CONTENDERS, PEERS, TORCH_AO, Build, Inputs, Runner, cpu_info, has_vnni, quiet
 
 PAUSE = 0.1  # seconds before each contender's turn
 WARM_UPS = 2  # untimed calls per turn
@@ -70,14 +70,16 @@ def sqnr(model: nn.Module, run: Runner, held_out: Sequence[Inputs]) -> float:
     return 10 * math.log10(signal / noise) if noise else math.inf
 
 
-def build(model: nn.Module, name: str, calibration: list[Inputs], held_out: list[Inputs], threads: int) -> Result:
+def build(
+    model: nn.Module, name: str, how: Build, calibration: list[Inputs], held_out: list[Inputs], threads: int
+) -> Result:
     """Build the contender `name` on a copy of `model` and check it; its build time has the first call."""
     print(f"building {name}", file=sys.stderr, flush=True)
     result, own = Result(name), copy.deepcopy(model)
     try:
         with quiet():
             start = time.perf_counter()
-            run = CONTENDERS[name](own, calibration, threads)
+            run = how(own, calibration, threads)
             with torch.inference_mode():
                 run(held_out[0])
                 result.compile_s = time.perf_counter() - start
@@ -138,7 +140,7 @@ def table(body: list[list[str]], style: str = "simple") -> str:
     return tabulate(body, COLUMNS, style, disable_numparse=True, colalign=("left", "left", *["right"] * 5))
 
 
-def header(options: argparse.Namespace) -> str:
+def header(options: argparse.Namespace, program: str) -> str:
     """Machine, versions, settings and command, a list item each."""
     installed = {found.metadata["Name"] for found in importlib.metadata.distributions()}
     versions = [f"{name} {importlib.metadata.version(name)}" for name in VERSIONS if name in installed]
@@ -148,7 +150,7 @@ def header(options: argparse.Namespace) -> str:
         f"versions: Python {platform.python_version()}, {', '.join(versions)}",
         f"settings: {options.threads} threads, batch {options.batch}, {options.calibration_batches} "
         f"calibration batches, {options.rounds} interleaved rounds of {CALLS} timed calls",
-        f"command: python -m benchmarks.latency {shlex.join(sys.argv[1:])}",
+        f"command: python -m {program} {shlex.join(sys.argv[1:])}",
     )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -177,14 +179,16 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    head = header(options)
+    head = header(options, "benchmarks.latency")
     print(head, flush=True)
     summary, loads = list[list[str]](), list[str]()
     for name in options.models:
         model = settled(name)
         calibration = batches(name, options.calibration_batches, options.batch, seed=1)
         held_out = batches(name, HELD_OUT, options.batch, seed=2)
-        results = [build(model, peer, calibration, held_out, options.threads) for peer in options.peers]
+        results = [
+            build(model, peer, CONTENDERS[peer], calibration, held_out, options.threads) for peer in options.peers
+        ]
         loads.append(f"{name} {interleave(results, held_out[0], options.rounds):.0%}")
         summary += rows(name, results)
         print(f"\n{table(rows(name, results))}", flush=True)

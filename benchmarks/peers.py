@@ -93,6 +93,20 @@ def torch_ao(model: nn.Module, calibration: list[Inputs], threads: int) -> Runne
         torch.backends.quantized.engine = engine
 
 
+def torch_ao_dynamic(dtype: torch.dtype, embeddings: bool = False) -> Build:
+    """`torch.ao.quantization.quantize_dynamic` with its defaults; with `embeddings`, of their tables, too."""
+
+    def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
+        from torch.ao.quantization import default_dynamic_qconfig as int8
+        from torch.ao.quantization import float_qparams_weight_only_qconfig as rows
+        from torch.ao.quantization import quantize_dynamic
+
+        spec = dict.fromkeys((nn.Linear, nn.LSTM, nn.GRU), int8) | dict.fromkeys((nn.Embedding, nn.EmbeddingBag), rows)
+        return _caller(quantize_dynamic(model, spec if embeddings else None, dtype=dtype))
+
+    return build
+
+
 # ONNX Runtime -----------------------------------------------------------------------------------------------
 
 
@@ -106,39 +120,59 @@ class _Reader:
         return next(self.feeds, None)
 
 
-def onnx_runtime(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
-    """Static QDQ quantization (U8 activations, S8 weights per channel) by ONNX Runtime.
+Quantize = Callable[[str, str, Iterable[dict[str, Any]]], None]
+
+
+def _onnx(quantize: Quantize) -> Build:
+    """ONNX Runtime on the exported model after `quantize(source, target, feeds)`.
 
     Its threads spin as by default, which is fastest on idle cores: without, MobileNetV2 took 9.1 ms, not 6.2.
     They go on spinning for some 50 ms after a call; wait for that before timing anything else.
     """
-    import onnxruntime as ort
+
+    def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
+        import onnxruntime as ort
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        names = [f"input{position}" for position in range(len(calibration[0]))]
+
+        def feed(inputs: Inputs) -> dict[str, Any]:
+            return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        with tempfile.TemporaryDirectory() as folder:
+            exported, prepared, quantized = (f"{folder}/{stage}.onnx" for stage in ("fp32", "prepared", "int8"))
+            torch.onnx.export(model, calibration[0], exported, input_names=names, dynamo=True, verbose=False)
+            quant_pre_process(exported, prepared)
+            quantize(prepared, quantized, map(feed, calibration))
+            session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
+        return lambda inputs: torch.from_numpy(session.run(None, feed(inputs))[0])
+
+    return build
+
+
+def _onnx_static(source: str, target: str, feeds: Iterable[dict[str, Any]]) -> None:
+    """Static QDQ quantization: U8 activations, S8 weights per channel."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    names = [f"input{position}" for position in range(len(calibration[0]))]
+    quantize_static(
+        source,
+        target,
+        _Reader(feeds),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=not has_vnni(),
+    )
 
-    def feed(inputs: Inputs) -> dict[str, Any]:
-        return {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    with tempfile.TemporaryDirectory() as folder:
-        exported, prepared, quantized = (f"{folder}/{stage}.onnx" for stage in ("fp32", "prepared", "int8"))
-        torch.onnx.export(model, calibration[0], exported, input_names=names, dynamo=True, verbose=False)
-        quant_pre_process(exported, prepared)
-        quantize_static(
-            prepared,
-            quantized,
-            _Reader(map(feed, calibration)),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=not has_vnni(),
-        )
-        session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: torch.from_numpy(session.run(None, feed(inputs))[0])
+def _onnx_dynamic(source: str, target: str, feeds: Iterable[dict[str, Any]]) -> None:
+    """Dynamic quantization: S8 weights per channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, target, per_channel=True, reduce_range=not has_vnni(), weight_type=QuantType.QInt8)
 
 
 # OpenVINO ---------------------------------------------------------------------------------------------------
@@ -184,16 +218,38 @@ def fxquant_static(**options: Any) -> Build:
     return build
 
 
+def fxquant_dynamic(**options: Any) -> Build:
+    """Dynamic quantization by fxquant, with further `options` for its `compile`."""
+
+    def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
+        import fxquant
+
+        return _caller(fxquant.compile(model, scheme="dynamic", **options))
+
+    return build
+
+
 TORCH_AO = "torch.ao FX x86"
 PEERS: dict[str, Build] = {
     "torch fp32": torch_fp32,
     "torch.compile": torch_compile,
     TORCH_AO: torch_ao,
-    "ONNX Runtime int8": onnx_runtime,
+    "ONNX Runtime int8": _onnx(_onnx_static),
     "OpenVINO int8 (NNCF)": openvino,
 }
 CONTENDERS: dict[str, Build] = {
     **PEERS,
     "fxquant": fxquant_static(),
     "fxquant torchscript": fxquant_static(executor="torchscript"),
+}
+
+TORCH_AO_DYNAMIC = "torch.ao dynamic"
+DYNAMIC: dict[str, Build] = {
+    "torch fp32": torch_fp32,
+    TORCH_AO_DYNAMIC: torch_ao_dynamic(torch.qint8),
+    "torch.ao dynamic, embeddings": torch_ao_dynamic(torch.qint8, embeddings=True),
+    "torch.ao fp16": torch_ao_dynamic(torch.float16),
+    "ONNX Runtime dynamic": _onnx(_onnx_dynamic),
+    "fxquant dynamic": fxquant_dynamic(),
+    "fxquant fp16": fxquant_dynamic(dtype=torch.float16),
 }
