@@ -232,6 +232,10 @@ class Backend(Protocol):
         """What takes the place of a float layer of which ``layer.rule.dynamic`` has the type of weights."""
         ...
 
+    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
+        """What runs a module, or graph, whose layers are those of :meth:`dynamic`."""
+        ...
+
     def lower(self, frozen: Frozen) -> Lowered:
         """Turn a frozen graph into something that runs."""
         ...

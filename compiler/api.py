@@ -67,7 +67,8 @@ def compile(
         target: the kind of CPU that weights are quantized for; None is this one. Kernels are timed on this one.
         dtype: of the weights with ``scheme="dynamic"``: ``torch.int8``, or ``torch.float16`` (inputs are not rounded).
         executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
-            frozen, less overhead per op), or ``"auto"``: whichever is measured to be faster.
+            frozen, less overhead per op), or ``"auto"``: whichever is measured to be faster; with
+            ``scheme="dynamic"`` TorchScript, if the first call shows that it gives the same.
         leaf_modules: paths or classes of modules that are not traced. They stay whole and in fp32, but that
             ``scheme="dynamic"`` swaps layers inside of them.
         calibration_batches: at most this many batches are read.
@@ -84,7 +85,7 @@ def compile(
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
         check_model(model)
         options = _options(config, backend, target, executor, leaf_modules, snapshots)
-        return _compile_dynamic(model, dtype, executor, options)
+        return _compile_dynamic(model, dtype, options)
     if dtype is not torch.int8:
         raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
     prepared = prepare(
@@ -144,16 +145,13 @@ def _options(
     return Options(BACKENDS[backend](target, executor), chosen, leaf_modules, snapshots)
 
 
-def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, options: Options) -> QuantizedModule:
+def _compile_dynamic(model: nn.Module, dtype: torch.dtype, options: Options) -> QuantizedModule:
     if dtype not in DYNAMIC_FORMS.values():
         raise ConfigError(f"dtype is {dtype!r}. Valid: {', '.join(map(str, DYNAMIC_FORMS.values()))}.")
-    if executor == "torchscript":
-        raise ConfigError("executor='torchscript' traces an example, which scheme 'dynamic' has none of: use 'eager'.")
     done = quantize_dynamic(model, options, dtype)
     snapshots = done.work.snapshots if done.work else {}
-    return QuantizedModule(
-        Compiled(done.tree, dynamic_report(done, model, options.backend.table), done.tree, snapshots)
-    )
+    report = dynamic_report(done, model, options.backend.table)
+    return QuantizedModule(Compiled(options.backend.run_layers(done.tree), report, done.tree, snapshots))
 
 
 def convert(prepared: Prepared) -> QuantizedModule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ class ReferenceBackend:
     def dynamic(self, layer: Layer) -> DynamicLayer:
         """The float layer on rounded weights, its input rounded on the fly; states inside of it stay fp32."""
         return ReferenceLayer(layer)
+
+    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
+        """The module itself."""
+        return tree
 
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""

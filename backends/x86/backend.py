@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..dynamic import DynamicLayer, Layer
 from . import saturation
 from .engine import take_deprecation_warning
 from .entry import enter_in_fp32
-from .executors import EXECUTORS
+from .executors import EXECUTORS, run_layers
 from .frozen_graph import FrozenGraph
 from .fuse import fuse
 from .lower import Lowering
@@ -62,6 +62,10 @@ class X86Backend:
         """The class that the layer's row names, made of it."""
         made: DynamicLayer = layer.rule.dynamic[layer.dtype](layer)
         return made
+
+    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
+        """See :func:`.executors.run_layers`."""
+        return run_layers(tree, self.executor)
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""

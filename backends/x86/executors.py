@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from ...compiler.errors import ConfigError
 from ...compiler.latency import interleaved_medians
 from ...compiler.values import bind_inputs, tensors_of
 from ..base import Frozen
@@ -86,3 +87,65 @@ EXECUTORS: dict[str, Callable[[Emitter, Frozen], Run]] = {
     "eager": eager,
     "torchscript": torchscript,
 }
+
+
+class Scripted:
+    """A graph of float ops and dynamic layers, and the same compiled by TorchScript, which needs no example.
+
+    The first call runs both: TorchScript is used from then on if it gives the same, and for tensors only.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.script = _script(gm)
+        self._agrees: bool | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs or self._agrees is False or not all(isinstance(a, torch.Tensor) for a in args):
+            return self.gm(*args, **kwargs)
+        if self._agrees is None:
+            expected = self.gm(*args)
+            self._agrees = _same(expected, self.script, args)
+            return expected
+        return self.script(*args)
+
+
+def _script(gm: fx.GraphModule) -> Run:
+    """``gm`` compiled by TorchScript; raises whatever that raises."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    for node in graph.nodes:
+        node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        run: Run = torch.jit.freeze(torch.jit.script(fx.GraphModule(gm, graph).eval()))
+    return run
+
+
+def _same(expected: Any, script: Run, args: Sequence[Any]) -> bool:
+    with torch.no_grad():
+        try:
+            given = script(*args)
+        except Exception:
+            return False
+    ours, theirs = tensors_of(given), tensors_of(expected)
+    return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def run_layers(tree: nn.Module, executor: str) -> Run:
+    """What runs a tree of dynamic layers: TorchScript where ``tree`` is a graph that it can compile, else ``tree``.
+
+    Raises:
+        ConfigError: ``executor`` is "torchscript", which cannot.
+    """
+    if executor == "eager":
+        return tree
+    try:
+        if not isinstance(tree, fx.GraphModule):
+            raise TypeError("the model was not traced")
+        return Scripted(tree)
+    except Exception as error:  # TorchScript raises anything; and a future torch may have none
+        if executor == "torchscript":
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"executor='torchscript' cannot run this model ({reason}): use 'auto'.") from error
+        return tree

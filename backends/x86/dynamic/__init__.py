@@ -5,10 +5,11 @@ quantized as they come, with one scale and zero point per tensor, to the full ra
 scales leave room for the 16-bit pair sums (:mod:`..saturation`).
 """
 
+from .cells import DynamicCell
 from .convolution import PointwiseConv, refuse_conv
 from .embedding import RowwiseEmbedding, RowwiseEmbeddingBag, refuse_bag, refuse_rows
 from .linear import DynamicLinear
-from .recurrent import DynamicCell, DynamicRecurrent, refuse_recurrent
+from .recurrent import DynamicRecurrent, refuse_recurrent
 
 __all__ = [
     "DynamicCell",

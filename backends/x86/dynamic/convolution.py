@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...base import IntegerWeight
@@ -35,12 +36,13 @@ class PointwiseConv(DynamicLinear):
         else:
             matrix = weight.flatten(1)
         super().__init__(replace(layer, weights={"weight": matrix}))
-        self._axes = len(conv.kernel_size)
-        self._steps: Any = tuple(slice(None, None, s) for s in conv.stride)
+        self.steps: list[int] = list(conv.stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        channel = input.dim() - self._axes - 1
-        given: Tensor = input[(..., *self._steps)]
-        result = super().forward(given.movedim(channel, -1)).movedim(-1, channel)
+        given, axes = input, len(self.steps)
+        for i, step in enumerate(self.steps):
+            if step > 1:
+                given = torch.ops.aten.slice(given, i - axes, None, None, step)
+        result = self.multiply(given.movedim(-axes - 1, -1)).movedim(-1, -axes - 1)
         # A view behind the float layer expects the layout that this gives.
         return result.contiguous() if input.is_contiguous() else result

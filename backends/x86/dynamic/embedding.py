@@ -4,7 +4,7 @@ A row of 8 bits is ``dim`` bytes, an fp32 scale and an fp32 offset; one of 4 bit
 first, and both as fp16: ``value = scale * integer + offset``.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: TorchScript reads that of the buffer.
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def rows_of(weight: IntegerWeight) -> tuple[str, Tensor]:
 
 
 class _Rows(DynamicLayer):
-    """The table, and sums over bags of its rows."""
+    """The table, and sums over bags of its rows. TorchScript compiles this, too: each op by its full name."""
 
     rows: Tensor
 
@@ -55,34 +55,34 @@ class _Rows(DynamicLayer):
         super().__init__(layer, kernel if kernel == HALF else f"quantized::{kernel}")
         self.register_buffer("rows", rows)
         self.weight_bytes = rows.numel() * rows.element_size()
-        self._sum: Any = None if kernel == HALF else getattr(Q, kernel).default._op
+        self.is_half, self.is_nibble = kernel == HALF, kernel == NIBBLE
+        self.dim = int(layer.module.embedding_dim)  # type: ignore[arg-type]
 
-    def sum(self, indices: Tensor, offsets: Tensor, weights: Tensor | None = None, whole: bool = False) -> Tensor:
+    def sum(self, indices: Tensor, offsets: Tensor, weights: Tensor | None, whole: bool) -> Tensor:
         """The sum of each bag's rows, fp32; ``whole``: the last offset is the end."""
-        if self._sum is not None:
-            result: Tensor = self._sum(self.rows, indices, offsets, False, 0, False, weights, None, whole)
-            return result
-        scaled = None if weights is None else weights.half()
-        kept = F.embedding_bag(
-            indices, self.rows, offsets, mode="sum", per_sample_weights=scaled, include_last_offset=whole
+        if self.is_half:
+            scaled = None if weights is None else weights.half()
+            return F.embedding_bag(
+                indices, self.rows, offsets, mode="sum", per_sample_weights=scaled, include_last_offset=whole
+            ).float()
+        if self.is_nibble:
+            return torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(
+                self.rows, indices, offsets, False, 0, False, weights, None, whole
+            )
+        return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
+            self.rows, indices, offsets, False, 0, False, weights, None, whole
         )
-        return kept.float()
 
 
 class RowwiseEmbedding(_Rows):
     """``nn.Embedding``: integer indices of any shape to (*shape, dim), fp32."""
 
-    def __init__(self, layer: Layer) -> None:
-        super().__init__(layer)
-        self.dim = int(layer.module.embedding_dim)  # type: ignore[arg-type]
-
     def forward(self, input: Tensor) -> Tensor:
-        if self._sum is None:
+        if self.is_half:
             return F.embedding(input, self.rows).float()
         flat = input.reshape(-1)
-        ends = torch.arange(flat.numel(), dtype=flat.dtype)
-        result: Tensor = self._sum(self.rows, flat, ends, False, 0, False, None, None, False)
-        return result.view(*input.shape, self.dim)
+        each = torch.arange(flat.numel(), dtype=flat.dtype)
+        return self.sum(flat, each, None, False).view(input.size() + (self.dim,))  # noqa: RUF005 (TorchScript)
 
 
 class RowwiseEmbeddingBag(_Rows):
@@ -91,36 +91,39 @@ class RowwiseEmbeddingBag(_Rows):
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
         bag: Any = layer.module
-        self.mean = bag.mode == "mean"
-        self.padding, self.whole = bag.padding_idx, bag.include_last_offset
+        self.mean, self.whole = bag.mode == "mean", bool(bag.include_last_offset)
+        self.padding = -1 if bag.padding_idx is None else int(bag.padding_idx)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+        if per_sample_weights is not None and self.mean:
+            raise ValueError("per_sample_weights are for the mode 'sum' only.")
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("offsets must be None where the input has two axes: each row is a bag.")
-            count, width = input.shape
-            offsets = torch.arange(count, dtype=input.dtype) * width
-            whole = False
-        elif input.dim() == 1 and offsets is not None:
-            whole = self.whole
-        else:
-            raise ValueError(f"input must have two axes, or one with offsets; got {tuple(input.shape)}.")
-        if per_sample_weights is not None and self.mean:
-            raise ValueError("per_sample_weights are for the mode 'sum' only.")
+            offsets = torch.arange(0, input.numel(), max(input.size(1), 1), dtype=input.dtype)
+        elif input.dim() != 1 or offsets is None:
+            raise ValueError("input must have two axes, or one with offsets.")
         flat = input.reshape(-1)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        if self.padding is not None:
+        whole = self.whole and input.dim() == 1
+        if self.padding >= 0:
             kept = (flat != self.padding).float()
             weights = kept if weights is None else weights * kept
         result = self.sum(flat, offsets, weights, whole)
-        return result / self._counts(flat, offsets, weights, whole) if self.mean else result
+        if not self.mean:
+            return result
+        if input.dim() == 1:
+            counts = self.counts(flat, offsets, weights, whole)
+        elif weights is None:
+            return result / input.size(1)
+        else:
+            counts = weights.view(input.size(0), -1).sum(1)
+        return result / counts.clamp_min(1).unsqueeze(1)
 
-    @staticmethod
-    def _counts(flat: Tensor, offsets: Tensor, weights: Tensor | None, whole: bool) -> Tensor:
-        """How many rows each bag averages, at least 1: (B, 1)."""
-        ends = offsets[1:] if whole else torch.cat([offsets[1:], offsets.new_tensor([flat.numel()])])
-        starts = offsets[:-1] if whole else offsets
+    def counts(self, flat: Tensor, offsets: Tensor, weights: Tensor | None, whole: bool) -> Tensor:
+        """How many rows each bag of a flat input averages: (B,)."""
+        bounds = offsets if whole else torch.cat([offsets, offsets.new_full([1], flat.numel())])
         if weights is None:
-            return (ends - starts).clamp_min(1)[:, None]
-        before = F.pad(weights.cumsum(0), (1, 0))
-        return (before[ends.long()] - before[starts.long()]).clamp_min(1)[:, None]
+            return bounds[1:] - bounds[:-1]
+        before = torch.cat([weights.new_zeros([1]), weights.cumsum(0)])[bounds.long()]
+        return before[1:] - before[:-1]

@@ -27,15 +27,21 @@ class DynamicLinear(DynamicLayer):
     """``nn.Linear``, with a ReLU behind it where the layer says so: (..., in) to (..., out)."""
 
     def __init__(self, layer: Layer) -> None:
-        half = "_fp16" if layer.dtype == torch.float16 else ""
-        name = f"linear_{'relu_' if layer.relu else ''}dynamic{half}"
+        half = layer.dtype == torch.float16
+        name = f"linear_{'relu_' if layer.relu else ''}dynamic{'_fp16' if half else ''}"
         super().__init__(layer, f"quantized::{name} ({FBGEMM})")
         self.packed = packed_linear(layer.weights["weight"], layer.vector("bias"))
-        # The handle below OpOverload.__call__, which only forwards to it.
-        self._op = getattr(Q, name).default._op
+        self.half_weights = half
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 1:
-            return self.forward(input[None])[0]
-        result: Tensor = self._op(input, self.packed)
-        return result
+        return self.multiply(input) if input.dim() > 1 else self.multiply(input.unsqueeze(0)).squeeze(0)
+
+    def multiply(self, input: Tensor) -> Tensor:
+        """The kernel, for inputs of two axes or more. TorchScript compiles this, too: each op by its full name."""
+        if self.half_weights:
+            if self.relu:
+                return torch.ops.quantized.linear_relu_dynamic_fp16(input, self.packed)
+            return torch.ops.quantized.linear_dynamic_fp16(input, self.packed)
+        if self.relu:
+            return torch.ops.quantized.linear_relu_dynamic(input, self.packed)
+        return torch.ops.quantized.linear_dynamic(input, self.packed)

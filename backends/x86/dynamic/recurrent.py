@@ -1,19 +1,28 @@
-"""Recurrent layers and cells whose inputs and states are quantized on the fly, step by step."""
+"""Recurrent layers whose inputs and states are quantized on the fly, step by step.
+
+torch's ``quantized_lstm`` and ``quantized_gru`` spend as much time between the matrix products as in them. Here the
+gates are ordered so that those with one activation lie side by side, and the products of all inputs are done at once.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ...base import IntegerWeight
 from ...dynamic import DynamicLayer, Layer
 from ..engine import FBGEMM
 from .linear import packed_linear
+from .steps import gru_steps, lstm_steps
 
-Q = torch.ops.quantized
 State = Tensor | tuple[Tensor, Tensor]
+GATES = {"lstm": (0, 1, 3, 2), "gru": (0, 1, 2)}  # torch's order of LSTM gates is i, f, g, o; sigmoids come first
 
 
 def refuse_recurrent(module: nn.Module) -> str | None:
@@ -21,16 +30,15 @@ def refuse_recurrent(module: nn.Module) -> str | None:
     return "no kernel for LSTMs with projections (proj_size)" if getattr(module, "proj_size", 0) else None
 
 
-def _packed(layer: Layer, suffix: str) -> tuple[Any, Any, Tensor, Tensor]:
-    """The packed matrices of input and state, and their biases, which both the matrices and the kernel ask for."""
-    biases = []
-    for part in ("ih", "hh"):
-        rows = layer.module.get_parameter(f"weight_{part}{suffix}").shape[0]
-        given = layer.vector(f"bias_{part}{suffix}")
-        biases.append(torch.zeros(rows) if given is None else given)
-    inputs = packed_linear(layer.weights[f"weight_ih{suffix}"], biases[0])
-    states = packed_linear(layer.weights[f"weight_hh{suffix}"], biases[1])
-    return inputs, states, biases[0], biases[1]
+def _script(steps: Callable[..., Any]) -> Callable[..., Any]:
+    """``steps`` compiled by TorchScript, which takes a third of the time between kernels, if this torch has it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scripted: Callable[..., Any] = torch.jit.script(steps)
+            return scripted
+    except Exception:  # a future torch may have none
+        return steps
 
 
 class DynamicRecurrent(DynamicLayer):
@@ -38,94 +46,89 @@ class DynamicRecurrent(DynamicLayer):
 
     def __init__(self, layer: Layer) -> None:
         module: Any = layer.module
-        name, half = layer.rule.name, ", fp16" if layer.dtype == torch.float16 else ""
-        super().__init__(layer, f"quantized_{name} ({FBGEMM}{half})")
-        self.is_lstm = name == "lstm"
+        name = layer.rule.name
+        half = layer.dtype == torch.float16
+        super().__init__(layer, f"{name} steps over quantized::linear_dynamic{'_fp16' * half} ({FBGEMM})")
+        self.is_lstm, self.half_weights = name == "lstm", half
         self.input_size, self.hidden_size = module.input_size, module.hidden_size
         self.layers, self.bidirectional = module.num_layers, module.bidirectional
         self.batch_first = module.batch_first
-        self._kernel_dtype = torch.qint8 if layer.dtype == torch.int8 else torch.float16
-        self.cells = [
-            self._cell(layer, f"_l{i}{direction}")
-            for i in range(self.layers)
-            for direction in (("", "_reverse") if self.bidirectional else ("",))
-        ]
-
-    @staticmethod
-    def _cell(layer: Layer, suffix: str) -> Any:
-        inputs, states, input_bias, state_bias = _packed(layer, suffix)
-        if layer.dtype == torch.float16:
-            return Q.make_quantized_cell_params_fp16(inputs, states)
-        return Q.make_quantized_cell_params_dynamic(inputs, states, input_bias, state_bias, False)
+        self._steps = _script(lstm_steps if self.is_lstm else gru_steps)
+        order = torch.cat([torch.arange(self.hidden_size) + g * self.hidden_size for g in GATES[name]])
+        self.directions = ("", "_reverse") if self.bidirectional else ("",)
+        suffixes = [f"_l{i}{direction}" for i in range(self.layers) for direction in self.directions]
+        self.inputs = [_packed(layer, "ih", suffix, order) for suffix in suffixes]
+        self.states = [_packed(layer, "hh", suffix, order) for suffix in suffixes]
 
     def forward(self, input: Tensor | PackedSequence, hx: State | None = None) -> Any:
         if isinstance(input, PackedSequence):
             return self._packed_sequence(input, hx)
         if input.dim() == 2:
             axis = 0 if self.batch_first else 1
-            state = hx if hx is None else _each(hx, lambda t: t.unsqueeze(1))
+            state = hx if hx is None else each(hx, lambda t: t.unsqueeze(1))
             output, last = self.forward(input.unsqueeze(axis), state)
-            return output.squeeze(axis), _each(last, lambda t: t.squeeze(1))
-        batch = input.shape[0 if self.batch_first else 1]
-        output, last = self._run((input,), self._state(input, hx, batch), (self.batch_first,))
-        return output, last
+            return output.squeeze(axis), each(last, lambda t: t.squeeze(1))
+        steps = input.transpose(0, 1) if self.batch_first else input
+        length, batch = steps.shape[0], steps.shape[1]
+        output, last = self._run(steps.flatten(0, 1), [batch] * length, self._state(input, hx, batch))
+        output = output.unflatten(0, (length, batch))
+        return output.transpose(0, 1) if self.batch_first else output, last
 
     def _packed_sequence(self, packed: PackedSequence, hx: State | None) -> Any:
         data, sizes, order, unsorted = packed
         if hx is not None and order is not None:
-            hx = _each(hx, lambda t: t.index_select(1, order))
-        output, last = self._run((data, sizes), self._state(data, hx, int(sizes[0])), ())
+            hx = each(hx, lambda t: t.index_select(1, order))
+        counts = sizes.tolist()
+        output, last = self._run(data, counts, self._state(data, hx, counts[0]))
         if unsorted is not None:
-            last = _each(last, lambda t: t.index_select(1, unsorted))
+            last = each(last, lambda t: t.index_select(1, unsorted))
         return PackedSequence(output, sizes, order, unsorted), last
 
     def _state(self, input: Tensor, hx: State | None, batch: int) -> State:
         """The initial state, zeros if none is given, checked: the kernels trust their sizes."""
         if input.shape[-1] != self.input_size:
             raise RuntimeError(f"input.size(-1) must be input_size, {self.input_size}; got {input.shape[-1]}.")
-        shape = (self.layers * (1 + self.bidirectional), batch, self.hidden_size)
+        shape = (self.layers * len(self.directions), batch, self.hidden_size)
         if hx is None:
             zeros = input.new_zeros(shape)
             return (zeros, zeros) if self.is_lstm else zeros
         for part in hx if self.is_lstm else (hx,):
             if part.shape != shape:  # type: ignore[union-attr]
                 raise RuntimeError(f"The initial state must be {shape}; got {tuple(part.shape)}.")  # type: ignore[union-attr]
-        return _each(hx, torch.Tensor.contiguous)
+        return hx
 
-    def _run(self, data: tuple[Tensor, ...], state: State, tail: tuple[bool, ...]) -> tuple[Tensor, State]:
-        options = (self.cells, True, self.layers, 0.0, False, self.bidirectional, *tail)
-        if self.is_lstm:
-            output, h, c = torch.quantized_lstm(
-                *data, list(state), *options, dtype=self._kernel_dtype, use_dynamic=True
-            )
-            return output, (h, c)
-        output, h = torch.quantized_gru(*data, state, *options)
-        return output, h
-
-
-class DynamicCell(DynamicLayer):
-    """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell``: (batch, in) or (in,), and a state, to a state."""
-
-    def __init__(self, layer: Layer) -> None:
-        kind = layer.rule.name.removesuffix("cell")
-        if kind == "rnn":
-            kind = f"rnn_{layer.module.nonlinearity}"
-        super().__init__(layer, f"quantized::quantized_{kind}_cell_dynamic ({FBGEMM})")
-        self.is_lstm = kind == "lstm"
-        self.hidden_size = int(layer.module.hidden_size)  # type: ignore[arg-type]
-        self.parts = _packed(layer, "")
-        self._op = getattr(Q, f"quantized_{kind}_cell_dynamic").default._op
-
-    def forward(self, input: Tensor, hx: State | None = None) -> Any:
-        if input.dim() == 1:
-            state = hx if hx is None else _each(hx, lambda t: t[None])
-            return _each(self.forward(input[None], state), lambda t: t[0])
-        if hx is None:
-            zeros = input.new_zeros(input.shape[0], self.hidden_size)
-            hx = (zeros, zeros) if self.is_lstm else zeros
-        return self._op(input, list(hx) if self.is_lstm else hx, *self.parts)
+    def _run(self, data: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
+        """All layers over steps that lie behind each other in ``data``: ``sizes`` rows each, falling."""
+        first, *more = state if self.is_lstm else (state,)  # type: ignore[misc]
+        ends: list[tuple[Tensor, ...]] = []
+        for i in range(self.layers):
+            outputs = []
+            for reverse in range(len(self.directions)):
+                k = i * len(self.directions) + reverse
+                begin = [t[k] for t in (first, *more)]
+                parts = (self.inputs[k], self.states[k], self.half_weights)
+                output, *end = self._steps(data, sizes, *parts, *begin, bool(reverse))
+                outputs.append(output)
+                ends.append(tuple(end))
+            data = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        stacked = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+        return data, stacked if self.is_lstm else stacked[0]  # type: ignore[return-value]
 
 
-def _each(state: Any, change: Any) -> Any:
+def _packed(layer: Layer, part: str, suffix: str, order: Tensor) -> Any:
+    """One matrix of a layer with its bias, the gates in ``order``; an LSTM's biases are both with the inputs."""
+    weight = layer.weights[f"weight_{part}{suffix}"]
+    if isinstance(weight, IntegerWeight):
+        per_gate = [t if t.numel() == 1 else t[order] for t in (weight.scale, weight.zero_point)]
+        weight = replace(weight, integers=weight.integers[order], scale=per_gate[0], zero_point=per_gate[1])
+    else:
+        weight = weight[order]
+    bias = layer.vector(f"bias_{part}{suffix}")
+    if bias is not None and layer.rule.name == "lstm":
+        bias = None if part == "hh" else bias + layer.vector(f"bias_hh{suffix}")  # type: ignore[operator]
+    return packed_linear(weight, None if bias is None else bias[order])
+
+
+def each(state: Any, change: Any) -> Any:
     """``change`` done to a state, or to both of an LSTM's."""
     return tuple(change(t) for t in state) if isinstance(state, tuple | list) else change(state)
