@@ -58,6 +58,11 @@ class IntegerWeight:
     zero_point: Tensor
     axis: int
 
+    @property
+    def bytes(self) -> int:
+        """Of the integers and their fp32 scales."""
+        return self.integers.numel() + 4 * self.scale.numel()
+
     def dequantized(self) -> Tensor:
         """The fp32 values that the integers stand for, images in channels_last."""
         values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
@@ -96,8 +101,8 @@ class OpRule:
         refuse: a reason why this very call cannot be int8, or None.
         prefer_float: why int8 is not the default although a kernel exists; an override still asks for it.
         reason: why there is no int8 form, for ``Output.FLOAT``.
-        dynamic: the backend's own: by the type of the weights (``torch.int8``, ``torch.float16``), what makes the layer
-            with fp32 in and out, whose input is quantized on the fly. Empty where there is none.
+        dynamic: the backend's own: what makes the layer with fp32 in and out and int8 or fp16 weights; None where there
+            is nothing.
         refuse_dynamic: a reason why this very module has none.
         kernels: the backend's own: how the op is lowered.
         fused: the same for the op with another behind it, by that op's name, without a rounding between them.
@@ -129,7 +134,7 @@ class OpRule:
     refuse: Callable[[Call], str | None] | None = None
     prefer_float: str = ""
     reason: str = ""
-    dynamic: Mapping[torch.dtype, Any] = field(default_factory=dict)
+    dynamic: Any = None
     refuse_dynamic: Callable[[nn.Module], str | None] | None = None
     kernels: Any = None
     fused: Mapping[str, Any] = field(default_factory=dict)
@@ -232,8 +237,8 @@ class Backend(Protocol):
         """What takes the place of a float layer of which ``layer.rule.dynamic`` has the type of weights."""
         ...
 
-    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
-        """What runs a module, or graph, whose layers are those of :meth:`dynamic`."""
+    def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
+        """What runs a graph whose layers are those of :meth:`dynamic`, fastest first."""
         ...
 
     def lower(self, frozen: Frozen) -> Lowered:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,12 @@ class Layer:
     @property
     def dtype(self) -> torch.dtype:
         """``torch.int8`` or ``torch.float16``."""
-        return torch.int8 if self.integers else torch.float16
+        return torch.int8 if all(isinstance(w, IntegerWeight) for w in self.weights.values()) else torch.float16
+
+    @property
+    def without_relu(self) -> Layer:
+        """The layer before its ReLU."""
+        return replace(self, relu=False)
 
     def rounded(self, *inputs: Any, **options: Any) -> Any:
         """The float layer's output with rounded weights: what kernels differ from by rounding activations only."""
@@ -39,24 +44,23 @@ class Layer:
         result = torch.func.functional_call(self.module, values, inputs, options)
         return torch.relu(result) if self.relu else result
 
-    @property
-    def integers(self) -> dict[str, IntegerWeight]:
-        """The weights that are integers: all, or none."""
-        return {name: w for name, w in self.weights.items() if isinstance(w, IntegerWeight)}
-
-    @property
-    def halves(self) -> dict[str, Tensor]:
-        """The weights that are fp16: all, or none."""
-        return {name: w for name, w in self.weights.items() if isinstance(w, Tensor)}
-
     def vector(self, name: str) -> Tensor | None:
         """A parameter that stays fp32, such as ``bias``, or None."""
         value = getattr(self.module, name, None)
         return value.detach() if isinstance(value, Tensor) else None
 
+    @property
+    def bytes(self) -> int:
+        """Of integers with their fp32 scales, or of fp16 weights, and of what stays fp32."""
+        rest = (p for n, p in self.module.named_parameters(recurse=False) if n not in self.weights)
+        weights = (w.bytes if isinstance(w, IntegerWeight) else tensor_bytes(w) for w in self.weights.values())
+        return sum(map(tensor_bytes, rest)) + sum(weights)
+
 
 class DynamicLayer(nn.Module):
     """What takes the place of a float layer: the same forward, on weights in a backend's form.
+
+    It has the float layer's plain attributes (``in_features``, ``hidden_size``, ...), which a forward may read.
 
     Args:
         layer: what it is made of.
@@ -65,9 +69,16 @@ class DynamicLayer(nn.Module):
 
     def __init__(self, layer: Layer, kernel: str) -> None:
         super().__init__()
+        for name, value in vars(layer.module).items():
+            if not name.startswith("_") and isinstance(value, int | float | str | tuple | None):
+                setattr(self, name, value)
+        self.training = False
+        # Holds nothing; many a forward asks next(self.parameters()) for its dtype and device.
+        self.like = nn.Parameter(torch.empty(0), requires_grad=False)
         self.kernel = kernel
         self.dtype, self.relu = layer.dtype, layer.relu
-        self.weight_bytes = _bytes(layer)
+        self.is_half = layer.dtype == torch.float16  # TorchScript compares no dtypes
+        self.weight_bytes = layer.bytes
 
     def extra_repr(self) -> str:
         return self.kernel
@@ -78,8 +89,8 @@ def weight_names(layer: nn.Module) -> list[str]:
     return [name for name, p in layer.named_parameters(recurse=False) if p.dim() > 1]
 
 
-def probe(module: nn.Module) -> Tensor:
-    """A small input that ``module`` takes, always the same."""
+def probe(module: nn.Module) -> tuple[Any, ...]:
+    """Small arguments of the forward, states of recurrent layers included; always the same."""
     seeded = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -87,12 +98,22 @@ def probe(module: nn.Module) -> Tensor:
 
     m: Any = module
     if hasattr(m, "num_embeddings"):
-        return torch.randint(m.num_embeddings, (3, 5), generator=seeded)
+        return (torch.randint(m.num_embeddings, (64, 5), generator=seeded),)
     if hasattr(m, "kernel_size"):
-        return normal(2, m.in_channels, *(d * k + 1 for d, k in zip(m.dilation, m.kernel_size, strict=True)))
-    if hasattr(m, "input_size"):
-        return normal(3, 2, m.input_size) if hasattr(m, "num_layers") else normal(3, m.input_size)
-    return normal(3, m.in_features)
+        return (normal(16, m.in_channels, *(3 for _ in m.kernel_size)),)
+    if not hasattr(m, "input_size"):
+        return (normal(64, m.in_features),)
+    deep = hasattr(m, "num_layers")
+    shape = (m.num_layers * (1 + m.bidirectional), 16, m.hidden_size) if deep else (64, m.hidden_size)
+    state = normal(*shape).tanh()
+    is_lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
+    x = normal(16, 16, m.input_size) if deep else normal(64, m.input_size)
+    return x, (state, normal(*shape)) if is_lstm else state
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of its values."""
+    return tensor.numel() * tensor.element_size()
 
 
 def module_bytes(module: nn.Module) -> int:
@@ -100,11 +121,4 @@ def module_bytes(module: nn.Module) -> int:
     modules = set(module.modules())
     layers = {m for m in modules if isinstance(m, DynamicLayer)}
     kept = {t for m in modules - layers for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
-    return sum(m.weight_bytes for m in layers) + sum(t.numel() * t.element_size() for t in kept)
-
-
-def _bytes(layer: Layer) -> int:
-    """Bytes of integers with their fp32 scales, or of fp16 weights, and of what stays fp32."""
-    rest = sum(p.numel() * 4 for n, p in layer.module.named_parameters(recurse=False) if n not in layer.weights)
-    integers = sum(w.integers.numel() + 4 * w.scale.numel() for w in layer.integers.values())
-    return rest + integers + sum(2 * w.numel() for w in layer.halves.values())
+    return sum(m.weight_bytes for m in layers) + sum(map(tensor_bytes, kept))

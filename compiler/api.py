@@ -19,6 +19,7 @@ from .config import DYNAMIC_FORMS, QuantConfig
 from .dynamic import quantize_dynamic
 from .dynamic_report import dynamic_report
 from .errors import ConfigError, StateError, nearest
+from .forms import Forms
 from .module import Compiled, Prepared, QuantizedModule
 from .pipeline import Options, start
 
@@ -85,7 +86,7 @@ def compile(
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
         check_model(model)
         options = _options(config, backend, target, executor, leaf_modules, snapshots)
-        return _compile_dynamic(model, dtype, options)
+        return _compile_dynamic(model, dtype, executor, options)
     if dtype is not torch.int8:
         raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
     prepared = prepare(
@@ -145,13 +146,17 @@ def _options(
     return Options(BACKENDS[backend](target, executor), chosen, leaf_modules, snapshots)
 
 
-def _compile_dynamic(model: nn.Module, dtype: torch.dtype, options: Options) -> QuantizedModule:
+def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, options: Options) -> QuantizedModule:
     if dtype not in DYNAMIC_FORMS.values():
         raise ConfigError(f"dtype is {dtype!r}. Valid: {', '.join(map(str, DYNAMIC_FORMS.values()))}.")
     done = quantize_dynamic(model, options, dtype)
-    snapshots = done.work.snapshots if done.work else {}
     report = dynamic_report(done, model, options.backend.table)
-    return QuantizedModule(Compiled(options.backend.run_layers(done.tree), report, done.tree, snapshots))
+    if done.work is None:
+        if executor == "torchscript":
+            raise ConfigError(f"executor='torchscript' needs a graph, and there is none: {done.untraced}. Use 'auto'.")
+        return QuantizedModule(Compiled(done.tree, report, done.tree, {}))
+    run = Forms(done.tree, options.backend.graph_forms(done.work.gm))
+    return QuantizedModule(Compiled(run, report, done.work.gm, done.work.snapshots))
 
 
 def convert(prepared: Prepared) -> QuantizedModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-def take_attention_apart(tree: nn.Module, within: str = "") -> tuple[nn.Module, dict[str, str]]:
-    """Give every ``nn.MultiheadAttention`` at or below the path ``within`` linear projections.
+def take_attention_apart(
+    tree: nn.Module, chosen: Callable[[str], bool] = lambda path: True
+) -> tuple[nn.Module, dict[str, str]]:
+    """Give every ``nn.MultiheadAttention`` at a path that is ``chosen`` linear projections.
 
     Returns the tree, another one where it is an attention itself, and why one was left whole, by path.
     """
     refusals: dict[str, str] = {}
     done: dict[nn.Module, nn.Module] = {}
     own = _self_attentions(tree)
+    for encoder in tree.modules():
+        if isinstance(encoder, nn.TransformerEncoder):
+            encoder.use_nested_tensor = False  # it is for the fused path, too
     for path, module in list(tree.named_modules(remove_duplicate=False)):
-        if type(module) is not nn.MultiheadAttention or not f"{path}.".startswith(f"{within}." if within else ""):
+        if type(module) is not nn.MultiheadAttention or not chosen(path):
             continue
         reason = _refusal(module)
         if reason:
@@ -103,7 +108,8 @@ class ProjectedAttention(nn.Module):
             raise RuntimeError("is_causal is a hint that goes with attn_mask; pass attn_mask, too.")
         batched = query.dim() == 3
         if not batched:
-            query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+            same = {id(t): t.unsqueeze(1) for t in (query, key, value)}
+            query, key, value = (same[id(t)] for t in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         first = self.batch_first and batched
         q, k, v = (self._heads(t, first) for t in self._project(query, key, value))
@@ -153,8 +159,10 @@ class ProjectedAttention(nn.Module):
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as what is added: minus infinity where a boolean one is True."""
-    if mask.dtype != torch.bool:
+    if mask.is_floating_point():
         return mask
+    if mask.dtype != torch.bool:
+        raise TypeError(f"A mask must be boolean or float, got {mask.dtype}.")
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -math.inf)
 
 

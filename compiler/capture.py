@@ -127,7 +127,7 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModu
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
     work = copied(model).eval()
-    paths, classes = _leaves(work, leaf_modules)
+    paths, classes = leaves(work, leaf_modules)
     tracer = _Tracer(classes, paths)
     try:
         graph = tracer.trace(work)
@@ -155,7 +155,12 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], tuple[type[nn.Module], ...]]:
+def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], tuple[type[nn.Module], ...]]:
+    """The paths and classes among ``entries``.
+
+    Raises:
+        ConfigError: one matches nothing.
+    """
     if isinstance(entries, str | type):
         raise ConfigError(f"leaf_modules must be a list, got {entries!r} alone.")
     modules = dict(model.named_modules())

@@ -3,70 +3,78 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..backends.base import OpTable
-from ..backends.dynamic import weight_names
-from ..passes.dynamic import LayerPlan, Swap, Wish, absorb_relus, refusal, refuse_vain
+from ..backends.dynamic import DynamicLayer, weight_names
+from ..passes.dynamic import LayerPlan, MergedPart, Swap, Wish, absorb_relus, refusal, refuse_vain
+from ..passes.eliminate_noops import EliminateNoops
 from ..passes.merge_linears import MergeLinears
-from .attention import take_attention_apart
-from .capture import copied
+from .attention import ProjectedAttention, take_attention_apart
+from .capture import capture, copied, leaves
 from .config import QuantConfig
 from .errors import CaptureError, ConfigError, ModelError
-from .overrides import module_subject, resolve
-from .pipeline import Options, Work, start
+from .normalize import normalize
+from .overrides import ResolvedConfig, Subject, module_subject, node_subject, resolve
+from .pipeline import Options, Work
 
-# Of the weights: what may be fp16 next to the output, where no layer behind dampens the error of rounding.
+# The share of all weights that may be fp16 next to the output, where no layer behind dampens the error of rounding.
 LAST_SHARE = 0.02
-NEEDS_DATA = ("equalize", "smooth", "absorb_bias", "correct_bias")
+NEEDS_DATA = ("equalize", "smooth", "absorb_bias", "correct_bias", "relu6_as_relu")
 
 
 @dataclass(frozen=True)
 class Dynamic:
-    """A finished module.
+    """A finished model.
 
     Attributes:
-        tree: it runs; a graph if the model could be traced, else a copy of the model.
-        plan: what was done to its layers, and why not.
-        untraced: why there is no graph; "" if there is.
-        work: the graph's notes and snapshots; None without a graph.
+        tree: a copy of the model with its layers replaced.
+        work: its graph over the same layers, with notes and snapshots; None where it could not be traced.
+        plan: what was done to the layers, and why not.
+        untraced: why there is no graph; "" if there is, or none is needed.
     """
 
     tree: nn.Module
+    work: Work | None
     plan: LayerPlan
     untraced: str
-    work: Work | None
 
 
 def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> Dynamic:
-    """Replace every layer that has a kernel for ``dtype`` in a copy of ``model``.
+    """Replace every layer that has a kernel for ``dtype`` in a copy of ``model``, and in its graph.
 
     Raises:
         ConfigError: what is asked for needs data, or has no kernel.
         ModelError: there is nothing to quantize.
     """
     check_config(options.config, dtype)
-    work, untraced = _traced(model, options)
-    tree = copied(model).eval() if work is None else work.gm
-    tree, whole = take_attention_apart(tree)
-    plan = _plan(model, tree, options, dtype)
-    plan.reasons |= whole
+    table = options.backend.table
+    # Not the copy that is traced: tracing leaves its marks on a model that keeps state.
+    tree = copied(model).eval().requires_grad_(False)
+    work, untraced = _traced(model, tree, options)
+    graph = tree if work is None else work.gm
+    config = _resolved(model, graph, options)
+    graph, whole = take_attention_apart(graph, lambda path: config.of(path) is not None)
+    plan = _plan(graph, config, options, dtype, whole)
     if not plan.wishes:
         reasons = "\n".join(f"  {path or '(root)'}: {reason}" for path, reason in list(plan.reasons.items())[:10])
         raise ModelError(f"The model has nothing to quantize.\n{reasons}")
-    if work is not None:
-        _merge(work, plan)
-        _raise_last(work.gm, plan, options.backend.table)
-        absorb_relus(work.gm, plan, options.backend.table)
-    tree = Swap(options.backend)(tree, plan)
-    if work is not None:
-        work.gm.recompile()
-        work.snapshot("swap")
-    return Dynamic(tree, plan, untraced, work)
+    if work is None:
+        return Dynamic(Swap(options.backend)(graph, plan), None, plan, untraced)
+    merged = _merge(work, plan)
+    _raise_last(work.gm, plan, table)
+    absorb_relus(work.gm, plan, table)
+    Swap(options.backend)(work.gm, plan)
+    work.gm.recompile()
+    work.snapshot("swap")
+    _adopt(tree, work.gm, merged)
+    return Dynamic(tree, work, plan, untraced)
 
 
 def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
@@ -78,9 +86,7 @@ def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
     for entry in (config, *(o for o in config.overrides.values() if isinstance(o, QuantConfig))):
         for name in NEEDS_DATA:
             if getattr(entry, name) is True:
-                raise ConfigError(
-                    f"{name}=True needs calibration data, which scheme 'dynamic' has none of: use 'static'."
-                )
+                raise ConfigError(f"{name}=True is for scheme 'static', which has calibration data; leave it out.")
         if entry.rounding != "nearest":
             raise ConfigError("rounding='learned' needs calibration data: use scheme 'static', or rounding='nearest'.")
         if entry.activation != "per_tensor_affine":
@@ -91,88 +97,149 @@ def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
         raise ConfigError("weight and weight_bits are for integers: leave them out with dtype=torch.float16.")
 
 
-def _traced(model: nn.Module, options: Options) -> tuple[Work | None, str]:
-    """The folded graph of ``model``, or why there is none.
-
-    No example is at hand that would show a graph that took the wrong branch, so a forward that may branch on what it is
-    given is left alone.
-    """
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            return None, f"forward takes any number of inputs ({parameter})"
-        if parameter.default is None or isinstance(parameter.default, bool):
-            return None, f"forward may branch on whether '{name}' is given"
+def _traced(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Work | None, str]:
+    """The graph of ``model`` over the layers of ``tree``, or why there is none."""
+    rule = options.backend.table.find(type(model))
+    if rule is not None and rule.dynamic is not None:
+        return None, ""  # a layer by itself
+    leaves(model, options.leaf_modules)
+    reason = _varying_inputs(model)
+    if reason:
+        return None, reason
     try:
-        return start(model, options), ""
+        gm = capture(model, options.leaf_modules)
+        inside = dict(tree.named_modules())
+        for path, module in list(gm.named_modules()):
+            if path and type(inside.get(path)) is type(module):
+                gm.set_submodule(path, inside[path])
+        normalize(gm, options.backend.table)
     except CaptureError as error:
         return None, str(error).splitlines()[0]
+    work = Work(gm, options, 0)
+    work.snapshot("capture")
+    work.apply(EliminateNoops())
+    return work, ""
 
 
-def _plan(model: nn.Module, tree: nn.Module, options: Options, dtype: torch.dtype) -> LayerPlan:
-    """What the configuration asks for, and what has kernels.
+def _varying_inputs(model: nn.Module) -> str:
+    """Why the forward may branch on what it is given, as far as its signature tells; "" if it tells nothing."""
+    try:
+        hints = typing.get_type_hints(model.forward)
+    except Exception:  # names that are known to type checkers only
+        hints = {}
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            return f"forward takes any number of inputs ({parameter})"
+        varies = parameter.default is None or isinstance(parameter.default, bool)
+        if varies or hints.get(name, Any) not in (Any, Tensor):
+            return f"forward may branch on what is given for '{name}'"
+    return ""
+
+
+def _resolved(model: nn.Module, graph: nn.Module, options: Options) -> ResolvedConfig:
+    """The overrides by module path, those of the graph's own modules included.
+
+    Raises:
+        ConfigError: one matches nothing, or two disagree on one layer.
+    """
+    table = options.backend.table
+    before = dict(model.named_modules(remove_duplicate=False))
+    known = dict(graph.named_modules(remove_duplicate=False)) | before  # a graph keeps no classes of containers
+    subjects: dict[Hashable, Subject] = {}
+    for path, module in known.items():
+        rule = table.find(type(module))
+        subjects[path] = module_subject(path, known, rule.name if rule else "")
+    for node in graph.graph.nodes if isinstance(graph, fx.GraphModule) else ():
+        rule = table.of(node, {}) if node.op == "call_function" else None
+        if rule is not None:
+            subjects[node] = node_subject(node, rule.name)
+    config = resolve(options.config, subjects)
+    places: dict[nn.Module, list[str]] = {}
+    for path, module in before.items():
+        places.setdefault(module, []).append(path)
+    for paths in places.values():
+        if len({repr(config.by_subject.get(p)) for p in paths}) > 1 and weight_names(before[paths[0]]):
+            raise ConfigError(f"{' and '.join(map(repr, paths))} are one layer: give them one override.")
+    return config
+
+
+def _plan(
+    graph: nn.Module, config: ResolvedConfig, options: Options, dtype: torch.dtype, whole: dict[str, str]
+) -> LayerPlan:
+    """What the configuration asks for, and what has kernels; ``whole`` are attentions that cannot be taken apart.
 
     Raises:
         ConfigError: an override asks for a form that none of its layers has.
     """
-    table = options.backend.table
-    before, paths = dict(model.named_modules(remove_duplicate=False)), dict(tree.named_modules(remove_duplicate=False))
-    known = paths | before  # a graph keeps no classes of containers
-    rules = {path: table.find(type(module)) for path, module in paths.items()}
-    names = {path: rule.name if rule else "" for path, rule in rules.items()}
-    config = resolve(options.config, {p: module_subject(p, known, names.get(p, "")) for p in known})
-    plan = LayerPlan()
-    for path, module in paths.items():
-        chosen = config.of(path)
+    plan = LayerPlan(reasons=whole)
+    for path, module in graph.named_modules(remove_duplicate=False):
+        subject = config.nearest(path)
+        chosen, own = config.of(subject), config.key_of(subject) is not None
         if chosen is None:
-            plan.reasons[path] = f"left in fp32 by override {config.key_of(path)!r}"
+            plan.reasons[path] = f"left in fp32 by override {config.key_of(subject)!r}"
         else:
-            own = config.key_of(path) is not None
-            asked = config.dynamic(path) or (torch.int8 if own else dtype)
-            plan.ask(path, module, Wish(asked, chosen, overridden=own), table, path)
+            asked = config.dynamic(subject) or (torch.int8 if own else dtype)
+            plan.ask(path, module, Wish(asked, chosen, overridden=own), options.backend.table, subject)
     refuse_vain(options.config, config, plan)
     return plan
 
 
-def _merge(work: Work, plan: LayerPlan) -> None:
-    """One wide layer for those that read one value and become alike."""
-    kinds = {path: wish.kind for path, wish in plan.wishes.items()}
-    result = MergeLinears(kinds.get)(work.gm, work.options.backend.table)
-    work.note(result)
-    work.snapshot(MergeLinears.name)
-    for node in result.remarks:
-        path = str(node.target)
-        plan.wishes[path] = plan.wishes[path.removesuffix(MergeLinears.suffix)]
+def _merge(work: Work, plan: LayerPlan) -> dict[str, list[str]]:
+    """One wide layer for those that read one value and become alike. Returns what became of which, by path."""
+    merge = MergeLinears({path: wish.kind for path, wish in plan.wishes.items()}.get)
+    work.note(merge(work.gm, work.options.backend.table))
+    work.snapshot(merge.name)
+    for path, parts in merge.merged.items():
+        plan.wishes[path] = plan.wishes[parts[0]]
     left = {path for path, _ in work.gm.named_modules(remove_duplicate=False)}
     plan.wishes = {path: wish for path, wish in plan.wishes.items() if path in left}
+    return merge.merged
+
+
+def _adopt(tree: nn.Module, gm: fx.GraphModule, merged: Mapping[str, list[str]]) -> None:
+    """Give ``tree`` the layers of its graph: the same, or parts of what they were merged into.
+
+    A ReLU that a layer does for the graph is done again in the tree, which changes nothing.
+    """
+    places = dict(tree.named_modules(remove_duplicate=False))
+    taken: dict[nn.Module, nn.Module] = {}
+    for path, module in gm.named_modules():
+        if path in places and isinstance(module, DynamicLayer | ProjectedAttention):
+            taken[places[path]] = module
+    for path, parts in merged.items():
+        start = 0
+        for part in parts:
+            size = int(places[part].out_features)
+            taken[places[part]] = MergedPart(gm.get_submodule(path), start, size)
+            start += size
+    for path, module in places.items():
+        if path and module in taken:
+            tree.set_submodule(path, taken[module])
 
 
 def _raise_last(gm: fx.GraphModule, plan: LayerPlan, table: OpTable) -> None:
     """fp16 for the int8 layers nearest to the output, while they hold next to none of the weights."""
-    sizes = {
-        p: sum(gm.get_submodule(p).get_parameter(n).numel() for n in weight_names(gm.get_submodule(p)))
-        for p in plan.wishes
-    }
+    layers = {path: gm.get_submodule(path) for path in plan.wishes}
+    sizes = {p: sum(m.get_parameter(n).numel() for n in weight_names(m)) for p, m in layers.items()}
     total = sum(sizes.values())
     budget = LAST_SHARE * total
     behind: set[str] = set()
     while True:
         front = set(_last_layers(gm, plan.wishes, behind))
-        front_size = sum(sizes[p] for p in front)
-        fits = front and front_size <= budget
-        if not fits or any(not _may_be_half(gm, p, plan.wishes[p], table) for p in front):
+        size = sum(sizes[p] for p in front)
+        if not front or size > budget or any(not _may_be_half(layers[p], plan.wishes[p], table) for p in front):
             return
         for path in front:
             plan.wishes[path] = Wish(torch.float16, plan.wishes[path].config)
             share = f"{sizes[path] / total:.1%} of the weights"
             plan.reasons[path] = f"fp16, not int8: near the output, where nothing dampens its error, with {share}"
         behind |= front
-        budget -= front_size
+        budget -= size
 
 
-def _may_be_half(gm: fx.GraphModule, path: str, wish: Wish, table: OpTable) -> bool:
-    module = gm.get_submodule(path)
+def _may_be_half(layer: nn.Module, wish: Wish, table: OpTable) -> bool:
     wanted = wish.dtype == torch.int8 and not wish.overridden
-    return wanted and refusal(table.find(type(module)), module, torch.float16, table) is None
+    return wanted and refusal(table.find(type(layer)), layer, torch.float16, table) is None
 
 
 def _last_layers(gm: fx.GraphModule, wishes: Mapping[str, Wish], behind: set[str]) -> Iterator[str]:

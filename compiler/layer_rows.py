@@ -21,8 +21,9 @@ def layer_rows(
     path: str, module: nn.Module, plan: LayerPlan, table: OpTable, node: fx.Node | None = None, note: str = ""
 ) -> Iterator[Row]:
     """A row for ``module``, or one for each layer in it; ``node`` calls it, and ``note`` is what passes say of that."""
-    children = [] if isinstance(module, DynamicLayer) else list(module.named_children())
-    if not children or weight_names(module):
+    inner = {} if isinstance(module, DynamicLayer) else module._modules  # a shared one at each of its places
+    children = [(name, child) for name, child in inner.items() if child is not None and name != "parametrizations"]
+    if not children or weight_names(module) or path in plan.reasons:
         yield _row(path, module, plan, table, node, note)
     for name, child in children:
         yield from layer_rows(f"{path}.{name}" if path else name, child, plan, table)

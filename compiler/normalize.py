@@ -182,14 +182,20 @@ def _as_module(gm: fx.GraphModule, node: fx.Node, rule: OpRule) -> bool:
     sizes = (weight.shape[1] * groups, weight.shape[0])
     if weight.dim() > 2:
         options["kernel_size"] = tuple(weight.shape[2:])
-    module = rule.canonical(*sizes, bias=bias is not None, **options)
-    module.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+    # Random weights would take numbers from the user's generator.
+    module = nn.utils.skip_init(rule.canonical, *sizes, bias=bias is not None, **options)
+    # The same parameters: what is tied to them stays tied.
+    module.weight = _as_parameter(weight)
     if bias is not None:
-        module.bias = nn.Parameter(bias.detach(), requires_grad=bias.requires_grad)
+        module.bias = _as_parameter(bias)
     name = f"{node.name}_module"
     gm.add_submodule(name, module.eval())
     node.op, node.target, node.args, node.kwargs = "call_module", name, (call["input"],), {}
     return True
+
+
+def _as_parameter(tensor: torch.Tensor) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
 
 
 def _parameter(gm: fx.GraphModule, value: object) -> torch.Tensor | None:

@@ -58,6 +58,13 @@ class ResolvedConfig:
     default: QuantConfig
     by_subject: Mapping[Hashable, Override]
     keys: Mapping[Hashable, Key]
+    known: frozenset[Hashable] = frozenset()
+
+    def nearest(self, path: str) -> str:
+        """``path``, or the nearest one around it that was among the subjects."""
+        while path and path not in self.known:
+            path = path.rpartition(".")[0]
+        return path
 
     def of(self, subject: Hashable) -> QuantConfig | None:
         """How ``subject`` is quantized; None is "leave in fp32"."""
@@ -91,9 +98,9 @@ def resolve(config: QuantConfig, subjects: Mapping[Hashable, Subject]) -> Resolv
             matched.update([key] if hits else [])
     for key in config.overrides:
         if key not in matched:
-            valid = {s.label for s in subjects.values()} | {s.op for s in subjects.values() if s.op}
+            valid = {text for s in subjects.values() for text in (s.label, s.op) if text}
             raise ConfigError(f"Override {key!r} matches nothing in the model. {nearest(key, sorted(valid))}")
-    return ResolvedConfig(replace(config, overrides={}), by_subject, keys)
+    return ResolvedConfig(replace(config, overrides={}), by_subject, keys, frozenset(subjects))
 
 
 def _is_kind(key: Key, subject: Subject) -> bool:

@@ -132,7 +132,7 @@ def prepare(work: Work, sample: Sample) -> Work:
     config = resolve(work.options.config, subjects)
     work.layers = _layers_by_name(gm, config, table)
     refuse_vain(work.options.config, config, work.layers)
-    work.assignment = assign_precision(gm, table, config, values)
+    work.assignment = assign_precision(gm, table, config, values, work.layers.reasons)
     if not work.assignment.int8_units and not work.layers.wishes:
         raise ModelError(_nothing_to_quantize(work.assignment))
     work.note(PassResult(0, work.assignment.matched.refusals))
@@ -152,7 +152,9 @@ def _layers_by_name(gm: fx.GraphModule, config: ResolvedConfig, table: OpTable) 
             continue
         whole = gm.get_submodule(str(node.target))
         if table.find(type(whole)) is None:
-            take_attention_apart(gm, str(node.target))
+            around = f"{node.target}."
+            _, left = take_attention_apart(gm, lambda path, around=around: f"{path}.".startswith(around))  # type: ignore[misc]
+            plan.reasons |= left
             whole = gm.get_submodule(str(node.target))
         for path, layer in whole.named_modules(prefix=str(node.target)):
             plan.ask(path, layer, Wish(dtype, chosen, overridden=True), table, node)

@@ -25,7 +25,7 @@ MODULES = (
     "argparse", "ast", "datetime", "decimal", "fractions", "functools", "inspect", "io",
     "itertools", "math", "os", "pathlib", "random", "re", "shutil", "socket",
     "sqlite3", "ssl", "statistics", "string", "struct", "subprocess", "tarfile", "tempfile",
-    "textwrap", "threading", "typing", "urllib.request", "uuid", "zipfile",
+    "textwrap", "threading", "urllib.request", "uuid", "zipfile",
 )  # fmt: skip
 
 

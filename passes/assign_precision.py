@@ -47,13 +47,17 @@ class Assignment:
 
 
 def assign_precision(
-    gm: fx.GraphModule, table: OpTable, config: ResolvedConfig, values: Mapping[fx.Node, ValueInfo]
+    gm: fx.GraphModule,
+    table: OpTable,
+    config: ResolvedConfig,
+    values: Mapping[fx.Node, ValueInfo],
+    refused: Mapping[str, str] | None = None,
 ) -> Assignment:
     """Units that can and should be int8, all else with a reason.
 
     First each op for itself (override, kernel, dtype, region of the user's stubs); then regions: an op without
     weights stays fp32 where more of its edges lead to fp32 than to int8, and a region without a weighted op
-    stays fp32 as a whole.
+    stays fp32 as a whole. ``refused`` says, by path, why a layer cannot have the weights that an override names.
     """
     matched = match_units(gm, table)
     modules = dict(gm.named_modules())
@@ -62,7 +66,8 @@ def assign_precision(
     for unit in matched.units:
         reason = (OUTSIDE_STUBS if unit.root in outside else None) or _own_reason(unit, modules, config, values)
         if reason:
-            reasons[unit.root] = reason
+            named = config.dynamic(unit.root) is not None
+            reasons[unit.root] = (refused or {}).get(str(unit.root.target), reason) if named else reason
     _settle(matched, reasons, config, values)
     return Assignment(matched, reasons, config, values)
 
@@ -75,7 +80,7 @@ def _own_reason(
     for node in unit.nodes:
         if config.of(node) is None:
             return f"left in fp32 by override {config.key_of(node)!r}"
-    if config.dynamic(root) and rule.dynamic:
+    if config.dynamic(root) and rule.dynamic is not None:
         return f"takes and gives fp32, as override {key!r} asks for"
     if rule.weighted and root.op != "call_module":
         return "its weight is computed in the forward, not a parameter of a module"

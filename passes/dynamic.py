@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 from ..backends.base import Backend, IntegerWeight, OpRule, OpTable, Output
 from ..backends.dynamic import DynamicLayer, Layer, weight_names
 from ..backends.units import match_units
-from ..compiler.config import DYNAMIC_FORMS, QuantConfig
+from ..compiler.config import QuantConfig
 from ..compiler.errors import ConfigError
-from ..compiler.overrides import ResolvedConfig
+from ..compiler.overrides import ResolvedConfig, module_path
 from .sharing import Sharing
-from .verify import verify_layer
+from .verify import LEAST_SQNR, layer_sqnr
 from .weights import quantize_weight
 
-LARGEST_HALF = torch.finfo(torch.float16).max
-NAMES = {dtype: name for name, dtype in DYNAMIC_FORMS.items()}
+HALF = torch.finfo(torch.float16)
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Wish:
     overridden: bool = False
 
     @property
-    def kind(self) -> tuple[torch.dtype, str]:
+    def kind(self) -> tuple[torch.dtype, str, bool]:
         """Equal for layers that are rounded alike."""
-        return self.dtype, repr(self.config)
+        return self.dtype, repr(self.config), self.overridden
 
 
 @dataclass
@@ -59,7 +59,9 @@ class LayerPlan:
 
     def ask(self, path: str, layer: nn.Module, wish: Wish, table: OpTable, subject: Hashable) -> None:
         """Wish for ``layer``, if it has weights, or keep the reason why not; overrides spoke of ``subject``."""
-        if not weight_names(layer):
+        if parametrize.is_parametrized(layer):
+            self.reasons.setdefault(path, "a parametrization computes its weight: remove that first")
+        if not weight_names(layer) or ".parametrizations." in path:
             return
         reason = refusal(table.find(type(layer)), layer, wish.dtype, table)
         if reason:
@@ -87,21 +89,40 @@ def refusal(rule: OpRule | None, module: nn.Module, dtype: torch.dtype, table: O
     """Why ``module`` cannot have weights of ``dtype``; None if it can."""
     if rule is None:
         return f"fxquant knows no layer {type(module).__name__}"
-    if dtype not in rule.dynamic:
-        others = [repr(NAMES[d]) for d in rule.dynamic]
-        if others:
-            return f"no kernel for {rule.name} with {_weights(dtype)}; it has {', '.join(others)}"
-        known = ", ".join(r.name for r in table.rows if dtype in r.dynamic)
-        return f"no kernel for {rule.name} with {_weights(dtype)}; there are for {known}"
+    if rule.dynamic is None:
+        known = ", ".join(r.name for r in table.rows if r.dynamic is not None)
+        return f"no kernel for {rule.name} with {str(dtype).removeprefix('torch.')} weights; there are for {known}"
+    names = weight_names(module)
+    if any(name.endswith(("_orig", "_g", "_v")) for name in names):
+        return "a hook computes its weight: remove that first"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which an int8 layer would not call"
+    weights = [module.get_parameter(name) for name in names]
+    if not all(w.numel() for w in weights):
+        return "it has no weights"
     reason = rule.refuse_dynamic(module) if rule.refuse_dynamic else None
     if reason is None and dtype == torch.float16:
-        largest = max(float(module.get_parameter(n).abs().max()) for n in weight_names(module))
-        reason = f"a weight of {largest:.3g} is beyond the range of fp16" if largest > LARGEST_HALF else None
+        largest = max(float(w.detach().abs().max()) for w in weights)
+        if largest > HALF.max or 0 < largest < HALF.tiny:
+            reason = f"its largest weight, {largest:.3g}, is out of the range of fp16"
     return reason
 
 
-def _weights(dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} weights"
+class MergedPart(nn.Module):
+    """The part of a merged layer that was a layer: for a forward that calls those one by one.
+
+    Args:
+        whole: the merged layer.
+        start, size: where the part lies in its output.
+    """
+
+    def __init__(self, whole: nn.Module, start: int, size: int) -> None:
+        super().__init__()
+        self.whole, self.start, self.out_features = whole, start, size
+
+    def forward(self, input: Tensor) -> Tensor:
+        part: Tensor = self.whole(input).narrow(-1, self.start, self.out_features)
+        return part.contiguous()
 
 
 class Swap:
@@ -115,7 +136,7 @@ class Swap:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._done: dict[nn.Module, DynamicLayer] = {}
+        self._done: dict[nn.Module, DynamicLayer | None] = {}
         self._weights: dict[tuple[int, torch.dtype, str], IntegerWeight | Tensor] = {}
 
     def __call__(self, tree: nn.Module, plan: LayerPlan) -> nn.Module:
@@ -127,15 +148,27 @@ class Swap:
         for path in ordered:
             module, wish = found[path]
             if module not in self._done:
-                rule = self._rule(module)
-                weights = {name: self._weight(module, name, rule, wish) for name in weight_names(module)}
-                layer = Layer(rule, module, weights, path in plan.relus)
-                self._done[module] = self.backend.dynamic(layer)
-                verify_layer(layer, self._done[module])
-            if not path:
-                return self._done[module]
-            tree.set_submodule(path, self._done[module])
+                self._done[module] = self._made(path, module, wish, plan)
+            made = self._done[module]
+            if made is None:
+                plan.wishes.pop(path), plan.floats.pop(path)
+            elif not path:
+                return made
+            else:
+                tree.set_submodule(path, made)
         return tree
+
+    def _made(self, path: str, module: nn.Module, wish: Wish, plan: LayerPlan) -> DynamicLayer | None:
+        """What takes the place of ``module``; None, and the reason in the plan, if it does not give the same."""
+        rule = self._rule(module)
+        weights = {name: self._weight(module, name, rule, wish) for name in weight_names(module)}
+        layer = Layer(rule, module, weights, path in plan.relus)
+        made = self.backend.dynamic(layer)
+        decibels = layer_sqnr(layer, made)
+        if decibels >= LEAST_SQNR:
+            return made
+        plan.reasons[path] = f"its {made.kernel} is at {decibels:.0f} dB on random inputs, of {LEAST_SQNR} asked for"
+        return None
 
     def _rule(self, module: nn.Module) -> OpRule:
         rule = self.backend.table.find(type(module))
@@ -145,7 +178,7 @@ class Swap:
     def _weight(self, module: nn.Module, name: str, rule: OpRule, wish: Wish) -> IntegerWeight | Tensor:
         parameter = module.get_parameter(name)
         # By identity: the parameter lives as long as its module, which _done holds.
-        key = (id(parameter), *wish.kind)
+        key = (id(parameter), wish.dtype, repr(wish.config))
         if key not in self._weights:
             if wish.dtype == torch.float16:
                 self._weights[key] = parameter.detach().half()
@@ -163,7 +196,8 @@ def absorb_relus(gm: fx.GraphModule, plan: LayerPlan, table: OpTable) -> None:
             continue
         clamp = table.of(unit.output, {})
         alone = sharing.reason(gm.get_submodule(path), path) is None
-        if clamp is not None and clamp.name == "relu" and alone:
+        left = module_path(unit.output) in plan.reasons  # an override speaks of the ReLU
+        if clamp is not None and clamp.name == "relu" and alone and not left:
             unit.output.replace_all_uses_with(unit.root)
             gm.graph.erase_node(unit.output)
             plan.relus |= {path}

@@ -26,14 +26,17 @@ class MergeLinears:
 
     Args:
         kind: what must be equal for layers to be merged, by path; None leaves a layer out.
+
+    Attributes:
+        merged: the paths of the layers that became one, by its path.
     """
 
     name = "merge_linears"
-    suffix = "_merged"  # of the first layer's path
     exact = True
 
     def __init__(self, kind: Callable[[str], Hashable | None]) -> None:
         self.kind = kind
+        self.merged: dict[str, list[str]] = {}
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
@@ -60,7 +63,10 @@ class MergeLinears:
         remarks, count = {}, 0
         for nodes in groups.values():
             if len(nodes) > 1:
-                remarks[_merge(gm, nodes)] = "merged: " + ", ".join(str(n.target) for n in nodes)
+                paths = [str(n.target) for n in nodes]
+                whole = _merge(gm, nodes)
+                self.merged[str(whole.target)] = paths
+                remarks[whole] = "merged: " + ", ".join(paths)
                 count += 1
         finish(gm)
         siblings = {n for n in refusals if sum(u.op == "call_module" for u in n.args[0].users) > 1}  # type: ignore[union-attr]
@@ -86,7 +92,9 @@ def _merge(gm: fx.GraphModule, nodes: list[fx.Node]) -> fx.Node:
     wide.weight.copy_(torch.cat([layer.get_parameter("weight") for layer in layers]))
     if layers[0].bias is not None:
         wide.bias.copy_(torch.cat([layer.get_parameter("bias") for layer in layers]))
-    path = f"{nodes[0].target}{MergeLinears.suffix}"
+    path, taken = f"{nodes[0].target}_merged", {path for path, _ in gm.named_modules()}
+    while path in taken:
+        path += "_"
     gm.add_submodule(path, wide.eval())
     with gm.graph.inserting_before(nodes[0]):
         whole: fx.Node = gm.graph.call_module(path, nodes[0].args)

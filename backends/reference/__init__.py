@@ -20,14 +20,20 @@ class ReferenceLayer(DynamicLayer):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer, "reference")
-        self._layer = layer
+        self.rounded_layer = layer
 
     def forward(self, input: Any, *rest: Any, **options: Any) -> Any:
         if isinstance(input, PackedSequence):
             input = input._replace(data=self._rounded(input.data))
         else:
             input = self._rounded(input)
-        return self._layer.rounded(input, *rest, **options)
+        return self.rounded_layer.rounded(input, *rest, **options)
+
+    @property
+    def weight(self) -> Tensor:
+        """The rounded weight in fp32, for a forward that reads it elsewhere."""
+        weight = self.rounded_layer.weights["weight"]
+        return weight.float() if isinstance(weight, Tensor) else weight.dequantized()
 
     def _rounded(self, x: Tensor) -> Tensor:
         """``x`` with one scale and zero point, those of its range, if it is float and the weights are integers."""
@@ -59,9 +65,9 @@ class ReferenceBackend:
         """The float layer on rounded weights, its input rounded on the fly; states inside of it stay fp32."""
         return ReferenceLayer(layer)
 
-    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
-        """The module itself."""
-        return tree
+    def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
+        """The graph itself."""
+        return [gm]
 
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...compiler.errors import ConfigError
 from ..base import Frozen, Lowered, Target
@@ -14,7 +14,7 @@ from ..dynamic import DynamicLayer, Layer
 from . import saturation
 from .engine import take_deprecation_warning
 from .entry import enter_in_fp32
-from .executors import EXECUTORS, run_layers
+from .executors import EXECUTORS, graph_forms
 from .frozen_graph import FrozenGraph
 from .fuse import fuse
 from .lower import Lowering
@@ -60,12 +60,12 @@ class X86Backend:
 
     def dynamic(self, layer: Layer) -> DynamicLayer:
         """The class that the layer's row names, made of it."""
-        made: DynamicLayer = layer.rule.dynamic[layer.dtype](layer)
+        made: DynamicLayer = layer.rule.dynamic(layer)
         return made
 
-    def run_layers(self, tree: nn.Module) -> Callable[..., Any]:
-        """See :func:`.executors.run_layers`."""
-        return run_layers(tree, self.executor)
+    def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
+        """See :func:`.executors.graph_forms`."""
+        return graph_forms(gm, self.executor)
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""

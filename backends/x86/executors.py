@@ -15,6 +15,7 @@ from ...compiler.values import bind_inputs, tensors_of
 from ..base import Frozen
 from .emitter import Emitter
 from .engine import ONEDNN, under_engine
+from .script import script
 
 Run = Callable[..., Any]
 
@@ -41,13 +42,21 @@ class _Traceable(nn.Module):
 
 
 def torchscript(emitter: Emitter, frozen: Frozen) -> Run:
+    """TorchScript, or an error of ours: see :func:`traced`."""
+    try:
+        return traced(emitter, frozen)
+    except Exception as error:
+        raise no_torchscript(error) from error
+
+
+def traced(emitter: Emitter, frozen: Frozen) -> Run:
     """The same, traced on the example and frozen by TorchScript, whose deprecation warnings stay here."""
     module = _Traceable(*emitter.compile()).eval()
     inputs = tuple(bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        script = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
-        run = under_engine(ONEDNN, script)
+        frozen_trace = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
+        run = under_engine(ONEDNN, frozen_trace)
         for _ in range(3):  # the profiling executor specialises on its first runs
             run(*inputs)
     return lambda *args, **kwargs: run(*bind_inputs(frozen.module, args, kwargs))
@@ -57,15 +66,15 @@ def auto(emitter: Emitter, frozen: Frozen) -> Run:
     """The faster of the two; TorchScript only where it gives the same values, at another batch size, too."""
     straight = eager(emitter, frozen)
     try:
-        script = torchscript(emitter, frozen)
+        scripted = traced(emitter, frozen)
         inputs = bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs)
-        if not (_agree(straight, script, inputs) and _agree(straight, script, _twice(inputs))):
+        if not (_agree(straight, scripted, inputs) and _agree(straight, scripted, _twice(inputs))):
             return straight
     except Exception:  # TorchScript raises anything; and a future torch may have none
         return straight
     with torch.no_grad():
-        times = interleaved_medians([lambda: straight(*inputs), lambda: script(*inputs)], rounds=9, seconds=1.0)
-    return script if times[1] < times[0] else straight
+        times = interleaved_medians([lambda: straight(*inputs), lambda: scripted(*inputs)], rounds=9, seconds=1.0)
+    return scripted if times[1] < times[0] else straight
 
 
 def _agree(straight: Run, script: Run, inputs: Sequence[Any]) -> bool:
@@ -89,63 +98,27 @@ EXECUTORS: dict[str, Callable[[Emitter, Frozen], Run]] = {
 }
 
 
-class Scripted:
-    """A graph of float ops and dynamic layers, and the same compiled by TorchScript, which needs no example.
+def graph_forms(gm: fx.GraphModule, executor: str) -> list[Run]:
+    """What runs a graph of dynamic layers, fastest first: compiled by TorchScript, if it can be, and as it stands.
 
-    The first call runs both: TorchScript is used from then on if it gives the same, and for tensors only.
+    Raises:
+        ConfigError: ``executor`` is "torchscript", and it cannot.
     """
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        self.gm = gm
-        self.script = _script(gm)
-        self._agrees: bool | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs or self._agrees is False or not all(isinstance(a, torch.Tensor) for a in args):
-            return self.gm(*args, **kwargs)
-        if self._agrees is None:
-            expected = self.gm(*args)
-            self._agrees = _same(expected, self.script, args)
-            return expected
-        return self.script(*args)
-
-
-def _script(gm: fx.GraphModule) -> Run:
-    """``gm`` compiled by TorchScript; raises whatever that raises."""
+    if executor == "eager":
+        return [gm]
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     for node in graph.nodes:
         node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        run: Run = torch.jit.freeze(torch.jit.script(fx.GraphModule(gm, graph).eval()))
-    return run
-
-
-def _same(expected: Any, script: Run, args: Sequence[Any]) -> bool:
-    with torch.no_grad():
-        try:
-            given = script(*args)
-        except Exception:
-            return False
-    ours, theirs = tensors_of(given), tensors_of(expected)
-    return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
-def run_layers(tree: nn.Module, executor: str) -> Run:
-    """What runs a tree of dynamic layers: TorchScript where ``tree`` is a graph that it can compile, else ``tree``.
-
-    Raises:
-        ConfigError: ``executor`` is "torchscript", which cannot.
-    """
-    if executor == "eager":
-        return tree
     try:
-        if not isinstance(tree, fx.GraphModule):
-            raise TypeError("the model was not traced")
-        return Scripted(tree)
+        return [script(fx.GraphModule(gm, graph).eval()), gm]
     except Exception as error:  # TorchScript raises anything; and a future torch may have none
         if executor == "torchscript":
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"executor='torchscript' cannot run this model ({reason}): use 'auto'.") from error
-        return tree
+            raise no_torchscript(error) from error
+        return [gm]
+
+
+def no_torchscript(error: Exception) -> ConfigError:
+    """What to say of a model that TorchScript does not take."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConfigError(f"executor='torchscript' cannot run this model ({reason}): use 'auto'.")

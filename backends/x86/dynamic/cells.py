@@ -10,7 +10,7 @@ from torch import Tensor
 from ...dynamic import DynamicLayer, Layer
 from ..engine import FBGEMM
 from .linear import packed_linear
-from .recurrent import State, each
+from .recurrent import State, map_state
 
 Q = torch.ops.quantized
 
@@ -18,13 +18,14 @@ Q = torch.ops.quantized
 class DynamicCell(DynamicLayer):
     """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell``: (batch, in) or (in,), and a state, to a state."""
 
+    hidden_size: int
+
     def __init__(self, layer: Layer) -> None:
         kind = layer.rule.name.removesuffix("cell")
         if kind == "rnn":
             kind = f"rnn_{layer.module.nonlinearity}"
         super().__init__(layer, f"quantized::quantized_{kind}_cell_dynamic ({FBGEMM})")
         self.is_lstm = kind == "lstm"
-        self.hidden_size = int(layer.module.hidden_size)  # type: ignore[arg-type]
         # The kernel takes the biases beside the packed matrices as well, and adds those of the matrices.
         biases = [self._bias(layer, part) for part in ("ih", "hh")]
         matrices = [packed_linear(layer.weights[f"weight_{p}"], b) for p, b in zip(("ih", "hh"), biases, strict=True)]
@@ -38,8 +39,8 @@ class DynamicCell(DynamicLayer):
 
     def forward(self, input: Tensor, hx: State | None = None) -> Any:
         if input.dim() == 1:
-            state = hx if hx is None else each(hx, lambda t: t[None])
-            return each(self.forward(input[None], state), lambda t: t[0])
+            state = hx if hx is None else map_state(hx, lambda t: t[None])
+            return map_state(self.forward(input[None], state), lambda t: t[0])
         if hx is None:
             zeros = input.new_zeros(input.shape[0], self.hidden_size)
             hx = (zeros, zeros) if self.is_lstm else zeros

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ....compiler.normalize import padding_of
 from ...base import IntegerWeight
 from ...dynamic import Layer
 from .linear import DynamicLinear
 
 
-def refuse_conv(module: nn.Module) -> str | None:
+def refuse_window(module: nn.Module) -> str | None:
     """Why a convolution has no form here."""
     conv: Any = module
-    pointwise = all(k == 1 for k in conv.kernel_size) and conv.groups == 1
-    if pointwise and (conv.padding in ("same", "valid") or not any(conv.padding)):
+    if all(k == 1 for k in conv.kernel_size) and conv.groups == 1 and not any(padding_of(conv)):
         return None
-    return "torch's dynamic convolutions clip their output (pytorch#70480): give it calibration data, scheme 'static'"
+    return "only pointwise convolutions (torch's dynamic ones clip, pytorch#70480): give it data, scheme 'static'"
 
 
 class PointwiseConv(DynamicLinear):
@@ -36,13 +36,15 @@ class PointwiseConv(DynamicLinear):
         else:
             matrix = weight.flatten(1)
         super().__init__(replace(layer, weights={"weight": matrix}))
-        self.steps: list[int] = list(conv.stride)
+        self.strides: list[int] = list(conv.stride)
 
     def forward(self, input: Tensor) -> Tensor:
-        given, axes = input, len(self.steps)
-        for i, step in enumerate(self.steps):
-            if step > 1:
-                given = torch.ops.aten.slice(given, i - axes, None, None, step)
-        result = self.multiply(given.movedim(-axes - 1, -1)).movedim(-1, -axes - 1)
-        # A view behind the float layer expects the layout that this gives.
-        return result.contiguous() if input.is_contiguous() else result
+        given, axes = input, len(self.strides)
+        for i, stride in enumerate(self.strides):
+            if stride > 1:
+                given = torch.ops.aten.slice(given, i - axes, None, None, stride)
+        result = self.product(given.movedim(-axes - 1, -1)).movedim(-1, -axes - 1)
+        # The layout that the float layer gives: a view behind it may need it.
+        if axes == 2 and input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
+            return result
+        return result.contiguous()

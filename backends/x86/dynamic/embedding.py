@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...base import IntegerWeight
-from ...dynamic import DynamicLayer, Layer
+from ...dynamic import DynamicLayer, Layer, tensor_bytes
 
 Q = torch.ops.quantized
 BYTE, NIBBLE, HALF = "embedding_bag_byte_rowwise_offsets", "embedding_bag_4bit_rowwise_offsets", "embedding fp16"
+
+HALF_INFO = torch.finfo(torch.float16)
 
 
 def refuse_rows(module: nn.Module) -> str | None:
@@ -32,21 +34,27 @@ def refuse_bag(module: nn.Module) -> str | None:
 def rows_of(weight: IntegerWeight) -> tuple[str, Tensor]:
     """The kernel that reads ``weight``, and its rows."""
     count, dim = weight.integers.shape
-    few = int(weight.integers.min()) >= -8 and int(weight.integers.max()) <= 7 and dim % 2 == 0
-    low = 8 if few else 128
-    integers = (weight.integers.to(torch.int16) + low).to(torch.uint8)
     scale = weight.scale.expand(count).float()[:, None]
-    offset = -scale * (weight.zero_point.expand(count)[:, None] + low)
-    if few:
+    zero_point = weight.zero_point.expand(count)[:, None]
+    fits = int(weight.integers.min()) >= -8 and int(weight.integers.max()) <= 7 and dim % 2 == 0
+    # Neither the scale nor the offset, at most 16 steps, may leave the normal numbers of fp16.
+    normal = float(scale.min()) > HALF_INFO.tiny and float(scale.max()) * 16 < HALF_INFO.max
+    four_bits = fits and normal
+    low = 8 if four_bits else 128
+    integers = (weight.integers.to(torch.int16) + low).to(torch.uint8)
+    offset = -scale * (zero_point + low)
+    if four_bits:
         integers = integers[:, 0::2] | (integers[:, 1::2] << 4)
         scale, offset = scale.half(), offset.half()
     parts = [integers, *(t.contiguous().view(torch.uint8) for t in (scale, offset))]
-    return (NIBBLE if few else BYTE), torch.cat(parts, 1).contiguous()
+    return (NIBBLE if four_bits else BYTE), torch.cat(parts, 1).contiguous()
 
 
 class _Rows(DynamicLayer):
     """The table, and sums over bags of its rows. TorchScript compiles this, too: each op by its full name."""
 
+    __jit_unused_properties__ = ("weight",)
+    embedding_dim: int
     rows: Tensor
 
     def __init__(self, layer: Layer) -> None:
@@ -54,23 +62,31 @@ class _Rows(DynamicLayer):
         kernel, rows = rows_of(weight) if isinstance(weight, IntegerWeight) else (HALF, weight)
         super().__init__(layer, kernel if kernel == HALF else f"quantized::{kernel}")
         self.register_buffer("rows", rows)
-        self.weight_bytes = rows.numel() * rows.element_size()
-        self.is_half, self.is_nibble = kernel == HALF, kernel == NIBBLE
-        self.dim = int(layer.module.embedding_dim)  # type: ignore[arg-type]
+        self.weight_bytes = tensor_bytes(rows)
+        self.is_nibble = kernel == NIBBLE
 
-    def sum(self, indices: Tensor, offsets: Tensor, weights: Tensor | None, whole: bool) -> Tensor:
-        """The sum of each bag's rows, fp32; ``whole``: the last offset is the end."""
+    @property
+    def weight(self) -> Tensor:
+        """The table in fp32 as it was rounded, looked up at each use: for a forward that reads it elsewhere."""
+        each = torch.arange(self.rows.size(0))
+        return self.sum(each, each, None, False)
+
+    def sum(self, indices: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
+        """The sum of each bag's rows, fp32; ``last``: the last offset is the end."""
         if self.is_half:
-            scaled = None if weights is None else weights.half()
-            return F.embedding_bag(
-                indices, self.rows, offsets, mode="sum", per_sample_weights=scaled, include_last_offset=whole
-            ).float()
+            # torch's kernel gives fp16, which a sum may leave.
+            rows = F.embedding(indices, self.rows).float()
+            rows = rows if weights is None else rows * weights.unsqueeze(1)
+            places = torch.arange(indices.numel(), dtype=offsets.dtype)
+            bags = torch.bucketize(places, offsets[:-1] if last else offsets, right=True) - 1
+            count = offsets.numel() - 1 if last else offsets.numel()
+            return rows.new_zeros([count, self.rows.size(1)]).index_add_(0, bags, rows)
         if self.is_nibble:
             return torch.ops.quantized.embedding_bag_4bit_rowwise_offsets(
-                self.rows, indices, offsets, False, 0, False, weights, None, whole
+                self.rows, indices, offsets, False, 0, False, weights, None, last
             )
         return torch.ops.quantized.embedding_bag_byte_rowwise_offsets(
-            self.rows, indices, offsets, False, 0, False, weights, None, whole
+            self.rows, indices, offsets, False, 0, False, weights, None, last
         )
 
 
@@ -82,7 +98,7 @@ class RowwiseEmbedding(_Rows):
             return F.embedding(input, self.rows).float()
         flat = input.reshape(-1)
         each = torch.arange(flat.numel(), dtype=flat.dtype)
-        return self.sum(flat, each, None, False).view(input.size() + (self.dim,))  # noqa: RUF005 (TorchScript)
+        return self.sum(flat, each, None, False).view(input.size() + (self.embedding_dim,))  # noqa: RUF005 (TorchScript)
 
 
 class RowwiseEmbeddingBag(_Rows):
@@ -91,7 +107,7 @@ class RowwiseEmbeddingBag(_Rows):
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
         bag: Any = layer.module
-        self.mean, self.whole = bag.mode == "mean", bool(bag.include_last_offset)
+        self.mean = bag.mode == "mean"
         self.padding = -1 if bag.padding_idx is None else int(bag.padding_idx)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
@@ -105,24 +121,24 @@ class RowwiseEmbeddingBag(_Rows):
             raise ValueError("input must have two axes, or one with offsets.")
         flat = input.reshape(-1)
         weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-        whole = self.whole and input.dim() == 1
+        last = bool(self.include_last_offset) and input.dim() == 1
         if self.padding >= 0:
             kept = (flat != self.padding).float()
             weights = kept if weights is None else weights * kept
-        result = self.sum(flat, offsets, weights, whole)
+        result = self.sum(flat, offsets, weights, last)
         if not self.mean:
             return result
         if input.dim() == 1:
-            counts = self.counts(flat, offsets, weights, whole)
+            counts = self.counts(flat, offsets, weights, last)
         elif weights is None:
             return result / input.size(1)
         else:
-            counts = weights.view(input.size(0), -1).sum(1)
+            counts = weights.view(input.size(0), input.size(1)).sum(1)
         return result / counts.clamp_min(1).unsqueeze(1)
 
-    def counts(self, flat: Tensor, offsets: Tensor, weights: Tensor | None, whole: bool) -> Tensor:
+    def counts(self, flat: Tensor, offsets: Tensor, weights: Tensor | None, last: bool) -> Tensor:
         """How many rows each bag of a flat input averages: (B,)."""
-        bounds = offsets if whole else torch.cat([offsets, offsets.new_full([1], flat.numel())])
+        bounds = offsets if last else torch.cat([offsets, offsets.new_full([1], flat.numel())])
         if weights is None:
             return bounds[1:] - bounds[:-1]
         before = torch.cat([weights.new_zeros([1]), weights.cumsum(0)])[bounds.long()]

@@ -11,6 +11,7 @@ from ...base import IntegerWeight
 from ...dynamic import DynamicLayer, Layer
 from ..calls import qint8
 from ..engine import FBGEMM, engine
+from .steps import multiply
 
 Q = torch.ops.quantized
 
@@ -26,22 +27,38 @@ def packed_linear(weight: IntegerWeight | Tensor, bias: Tensor | None) -> Any:
 class DynamicLinear(DynamicLayer):
     """``nn.Linear``, with a ReLU behind it where the layer says so: (..., in) to (..., out)."""
 
+    __jit_unused_properties__ = ("weight", "bias", "_unpacked")
+
     def __init__(self, layer: Layer) -> None:
-        half = layer.dtype == torch.float16
-        name = f"linear_{'relu_' if layer.relu else ''}dynamic{'_fp16' if half else ''}"
-        super().__init__(layer, f"quantized::{name} ({FBGEMM})")
+        half = "_fp16" if layer.dtype == torch.float16 else ""
+        super().__init__(layer, f"quantized::linear_{'relu_' if layer.relu else ''}dynamic{half} ({FBGEMM})")
         self.packed = packed_linear(layer.weights["weight"], layer.vector("bias"))
-        self.half_weights = half
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.multiply(input) if input.dim() > 1 else self.multiply(input.unsqueeze(0)).squeeze(0)
+        return self.product(input) if input.dim() > 1 else self.product(input.unsqueeze(0)).squeeze(0)
 
-    def multiply(self, input: Tensor) -> Tensor:
-        """The kernel, for inputs of two axes or more. TorchScript compiles this, too: each op by its full name."""
-        if self.half_weights:
-            if self.relu:
-                return torch.ops.quantized.linear_relu_dynamic_fp16(input, self.packed)
-            return torch.ops.quantized.linear_dynamic_fp16(input, self.packed)
+    def product(self, input: Tensor) -> Tensor:
+        """The kernel, for inputs of two axes or more."""
+        # TorchScript compiles this, too: ops by their full names.
         if self.relu:
+            if self.is_half:
+                return torch.ops.quantized.linear_relu_dynamic_fp16(input, self.packed)
             return torch.ops.quantized.linear_relu_dynamic(input, self.packed)
-        return torch.ops.quantized.linear_dynamic(input, self.packed)
+        return multiply(input, self.packed, self.is_half)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in fp32 as it was rounded, unpacked at each use: for a forward that reads it elsewhere."""
+        weight = self._unpacked[0]
+        return weight.dequantize() if weight.is_quantized else weight.float()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias."""
+        return self._unpacked[1]
+
+    @property
+    def _unpacked(self) -> tuple[Tensor, Tensor | None]:
+        unpack = Q.linear_unpack_fp16 if self.is_half else Q.linear_unpack
+        parts: tuple[Tensor, Tensor | None] = unpack(self.packed)
+        return parts

@@ -6,8 +6,6 @@ gates are ordered so that those with one activation lie side by side, and the pr
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ...base import IntegerWeight
 from ...dynamic import DynamicLayer, Layer
 from ..engine import FBGEMM
+from ..script import script
 from .linear import packed_linear
 from .steps import gru_steps, lstm_steps
 
@@ -30,33 +29,27 @@ def refuse_recurrent(module: nn.Module) -> str | None:
     return "no kernel for LSTMs with projections (proj_size)" if getattr(module, "proj_size", 0) else None
 
 
-def _script(steps: Callable[..., Any]) -> Callable[..., Any]:
-    """``steps`` compiled by TorchScript, which takes a third of the time between kernels, if this torch has it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            scripted: Callable[..., Any] = torch.jit.script(steps)
-            return scripted
-    except Exception:  # a future torch may have none
-        return steps
-
-
 class DynamicRecurrent(DynamicLayer):
     """``nn.LSTM`` or ``nn.GRU``: batched or not, packed sequences, initial states; as those take and give them."""
 
+    input_size: int
+    hidden_size: int
+    num_layers: int
+
     def __init__(self, layer: Layer) -> None:
-        module: Any = layer.module
         name = layer.rule.name
         half = layer.dtype == torch.float16
         super().__init__(layer, f"{name} steps over quantized::linear_dynamic{'_fp16' * half} ({FBGEMM})")
-        self.is_lstm, self.half_weights = name == "lstm", half
-        self.input_size, self.hidden_size = module.input_size, module.hidden_size
-        self.layers, self.bidirectional = module.num_layers, module.bidirectional
-        self.batch_first = module.batch_first
-        self._steps = _script(lstm_steps if self.is_lstm else gru_steps)
+        self.is_lstm = name == "lstm"
+        steps = lstm_steps if self.is_lstm else gru_steps
+        try:
+            # Between the kernels it takes a third of the time that Python does.
+            self._steps: Any = script(steps)
+        except Exception:  # a future torch may have no TorchScript
+            self._steps = steps
         order = torch.cat([torch.arange(self.hidden_size) + g * self.hidden_size for g in GATES[name]])
         self.directions = ("", "_reverse") if self.bidirectional else ("",)
-        suffixes = [f"_l{i}{direction}" for i in range(self.layers) for direction in self.directions]
+        suffixes = [f"_l{i}{direction}" for i in range(self.num_layers) for direction in self.directions]
         self.inputs = [_packed(layer, "ih", suffix, order) for suffix in suffixes]
         self.states = [_packed(layer, "hh", suffix, order) for suffix in suffixes]
 
@@ -65,30 +58,33 @@ class DynamicRecurrent(DynamicLayer):
             return self._packed_sequence(input, hx)
         if input.dim() == 2:
             axis = 0 if self.batch_first else 1
-            state = hx if hx is None else each(hx, lambda t: t.unsqueeze(1))
+            state = hx if hx is None else map_state(hx, lambda t: t.unsqueeze(1))
             output, last = self.forward(input.unsqueeze(axis), state)
-            return output.squeeze(axis), each(last, lambda t: t.squeeze(1))
+            return output.squeeze(axis), map_state(last, lambda t: t.squeeze(1))
         steps = input.transpose(0, 1) if self.batch_first else input
         length, batch = steps.shape[0], steps.shape[1]
         output, last = self._run(steps.flatten(0, 1), [batch] * length, self._state(input, hx, batch))
         output = output.unflatten(0, (length, batch))
         return output.transpose(0, 1) if self.batch_first else output, last
 
+    def flatten_parameters(self) -> None:
+        """Nothing: the weights are packed."""
+
     def _packed_sequence(self, packed: PackedSequence, hx: State | None) -> Any:
         data, sizes, order, unsorted = packed
         if hx is not None and order is not None:
-            hx = each(hx, lambda t: t.index_select(1, order))
+            hx = map_state(hx, lambda t: t.index_select(1, order))
         counts = sizes.tolist()
         output, last = self._run(data, counts, self._state(data, hx, counts[0]))
         if unsorted is not None:
-            last = each(last, lambda t: t.index_select(1, unsorted))
+            last = map_state(last, lambda t: t.index_select(1, unsorted))
         return PackedSequence(output, sizes, order, unsorted), last
 
     def _state(self, input: Tensor, hx: State | None, batch: int) -> State:
         """The initial state, zeros if none is given, checked: the kernels trust their sizes."""
         if input.shape[-1] != self.input_size:
             raise RuntimeError(f"input.size(-1) must be input_size, {self.input_size}; got {input.shape[-1]}.")
-        shape = (self.layers * len(self.directions), batch, self.hidden_size)
+        shape = (self.num_layers * len(self.directions), batch, self.hidden_size)
         if hx is None:
             zeros = input.new_zeros(shape)
             return (zeros, zeros) if self.is_lstm else zeros
@@ -99,14 +95,14 @@ class DynamicRecurrent(DynamicLayer):
 
     def _run(self, data: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
         """All layers over steps that lie behind each other in ``data``: ``sizes`` rows each, falling."""
-        first, *more = state if self.is_lstm else (state,)  # type: ignore[misc]
+        first, *more = state if self.is_lstm else (state,)
         ends: list[tuple[Tensor, ...]] = []
-        for i in range(self.layers):
+        for i in range(self.num_layers):
             outputs = []
             for reverse in range(len(self.directions)):
                 k = i * len(self.directions) + reverse
                 begin = [t[k] for t in (first, *more)]
-                parts = (self.inputs[k], self.states[k], self.half_weights)
+                parts = (self.inputs[k], self.states[k], self.is_half)
                 output, *end = self._steps(data, sizes, *parts, *begin, bool(reverse))
                 outputs.append(output)
                 ends.append(tuple(end))
@@ -129,6 +125,6 @@ def _packed(layer: Layer, part: str, suffix: str, order: Tensor) -> Any:
     return packed_linear(weight, None if bias is None else bias[order])
 
 
-def each(state: Any, change: Any) -> Any:
+def map_state(state: Any, change: Any) -> Any:
     """``change`` done to a state, or to both of an LSTM's."""
     return tuple(change(t) for t in state) if isinstance(state, tuple | list) else change(state)

@@ -125,7 +125,7 @@ def test_every_dynamic_row_has_a_case() -> None:
     seed=st.integers(0, 99),
 )
 def test_recurrent_layers_in_every_form(
-    kind: type[nn.RNNBase], layers: int, bidirectional: bool, batch_first: bool, bias: bool, hidden: int, length: int,
+    kind: Any, layers: int, bidirectional: bool, batch_first: bool, bias: bool, hidden: int, length: int,
     batch: int, state: bool, dtype: torch.dtype, seed: int,
 ) -> None:  # fmt: skip
     """Options, batches (0: an input without that axis) and initial states."""
@@ -151,9 +151,7 @@ def test_recurrent_layers_in_every_form(
     state=st.booleans(),
     dtype=st.sampled_from(DTYPES),
 )
-def test_packed_sequences(
-    kind: type[nn.RNNBase], lengths: list[int], bidirectional: bool, state: bool, dtype: torch.dtype
-) -> None:
+def test_packed_sequences(kind: Any, lengths: list[int], bidirectional: bool, state: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     module = kind(10, 12, num_layers=2, bidirectional=bidirectional)
     packed = pack_padded_sequence(torch.randn(max(lengths), len(lengths), 10), lengths, enforce_sorted=False)
@@ -179,7 +177,8 @@ def test_rows_hold_the_integers(bits: int) -> None:
     """The layout of FBGEMM, read by its kernel: up to 4 bits as nibbles, else bytes."""
     table = seeded(lambda: nn.Embedding(20, 16))
     layer = layer_of(table, weight_bits=bits)
-    weight = layer.integers["weight"]
+    weight = layer.weights["weight"]
+    assert isinstance(weight, IntegerWeight)
     kernel, rows = rows_of(weight)
     assert rows.shape[1] == (16 // 2 + 4 if bits <= 4 else 16 + 8)
     made = BACKEND.dynamic(layer)
