@@ -83,6 +83,14 @@ class DynamicLayer(nn.Module):
     def extra_repr(self) -> str:
         return self.kernel
 
+    def unpacked(self, name: str) -> Tensor | None:
+        """``weight`` or ``bias`` in fp32 as it was rounded."""
+        raise AttributeError(f"'{type(self).__name__}' has no '{name}': its weights are packed")
+
+    def __getattr__(self, name: str) -> Any:
+        # No property: TorchScript reads those. Unpacked at each use, for a forward that does more than call the layer.
+        return self.unpacked(name) if name in ("weight", "bias") else super().__getattr__(name)
+
 
 def weight_names(layer: nn.Module) -> list[str]:
     """The parameters of ``layer`` itself that are weights: those of two axes or more."""

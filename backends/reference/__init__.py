@@ -29,9 +29,9 @@ class ReferenceLayer(DynamicLayer):
             input = self._rounded(input)
         return self.rounded_layer.rounded(input, *rest, **options)
 
-    @property
-    def weight(self) -> Tensor:
-        """The rounded weight in fp32, for a forward that reads it elsewhere."""
+    def unpacked(self, name: str) -> Tensor | None:
+        if name == "bias":
+            return self.rounded_layer.vector("bias")
         weight = self.rounded_layer.weights["weight"]
         return weight.float() if isinstance(weight, Tensor) else weight.dequantized()
 

@@ -53,7 +53,6 @@ def rows_of(weight: IntegerWeight) -> tuple[str, Tensor]:
 class _Rows(DynamicLayer):
     """The table, and sums over bags of its rows. TorchScript compiles this, too: each op by its full name."""
 
-    __jit_unused_properties__ = ("weight",)
     embedding_dim: int
     rows: Tensor
 
@@ -65,9 +64,7 @@ class _Rows(DynamicLayer):
         self.weight_bytes = tensor_bytes(rows)
         self.is_nibble = kernel == NIBBLE
 
-    @property
-    def weight(self) -> Tensor:
-        """The table in fp32 as it was rounded, looked up at each use: for a forward that reads it elsewhere."""
+    def unpacked(self, name: str) -> Tensor | None:
         each = torch.arange(self.rows.size(0))
         return self.sum(each, each, None, False)
 

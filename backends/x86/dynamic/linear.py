@@ -27,8 +27,6 @@ def packed_linear(weight: IntegerWeight | Tensor, bias: Tensor | None) -> Any:
 class DynamicLinear(DynamicLayer):
     """``nn.Linear``, with a ReLU behind it where the layer says so: (..., in) to (..., out)."""
 
-    __jit_unused_properties__ = ("weight", "bias", "_unpacked")
-
     def __init__(self, layer: Layer) -> None:
         half = "_fp16" if layer.dtype == torch.float16 else ""
         super().__init__(layer, f"quantized::linear_{'relu_' if layer.relu else ''}dynamic{half} ({FBGEMM})")
@@ -46,19 +44,9 @@ class DynamicLinear(DynamicLayer):
             return torch.ops.quantized.linear_relu_dynamic(input, self.packed)
         return multiply(input, self.packed, self.is_half)
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight in fp32 as it was rounded, unpacked at each use: for a forward that reads it elsewhere."""
-        weight = self._unpacked[0]
-        return weight.dequantize() if weight.is_quantized else weight.float()
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias."""
-        return self._unpacked[1]
-
-    @property
-    def _unpacked(self) -> tuple[Tensor, Tensor | None]:
+    def unpacked(self, name: str) -> Tensor | None:
         unpack = Q.linear_unpack_fp16 if self.is_half else Q.linear_unpack
-        parts: tuple[Tensor, Tensor | None] = unpack(self.packed)
-        return parts
+        weight, bias = unpack(self.packed)
+        if name == "bias":
+            return bias
+        return weight.dequantize() if weight.is_quantized else weight.float()
