@@ -175,9 +175,9 @@ def _plan(
     for path, module in graph.named_modules(remove_duplicate=False):
         subject = config.nearest(path)
         chosen, own = config.of(subject), config.key_of(subject) is not None
-        if chosen is None:
+        if chosen is None and (weight_names(module) or not list(module.children())):
             plan.reasons[path] = f"left in fp32 by override {config.key_of(subject)!r}"
-        else:
+        elif chosen is not None:
             asked = config.dynamic(subject) or (torch.int8 if own else dtype)
             plan.ask(path, module, Wish(asked, chosen, overridden=own), options.backend.table, subject)
     refuse_vain(options.config, config, plan)

@@ -54,7 +54,7 @@ def documentation() -> str:
 class CharLSTM(nn.Module):
     """Next-character logits: int64 codes [N,T] -> [N,T,characters]."""
 
-    def __init__(self, characters: int, features: int = 64, hidden: int = 384) -> None:
+    def __init__(self, characters: int, features: int = 64, hidden: int = 512) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, features)
         self.lstm = nn.LSTM(features, hidden, num_layers=2, batch_first=True)

@@ -151,7 +151,9 @@ class Swap:
                 self._done[module] = self._made(path, module, wish, plan)
             made = self._done[module]
             if made is None:
-                plan.wishes.pop(path), plan.floats.pop(path)
+                del plan.wishes[path], plan.floats[path]
+                if path in plan.relus:
+                    tree.set_submodule(path, nn.Sequential(module, nn.ReLU()))
             elif not path:
                 return made
             else:
