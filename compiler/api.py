@@ -53,13 +53,12 @@ def compile(
     calibration_batches: int = CALIBRATION_BATCHES,
     snapshots: bool = False,
 ) -> QuantizedModule:
-    """Compile a float model to int8. The model itself is not changed.
+    """Compile a float model to int8, or to fp16 weights. The model itself is not changed.
 
     Args:
         model: a trained ``nn.Module`` on the CPU, in fp32.
         scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: layers with weights
-            take and give fp32, their inputs are quantized as they come; needs no data, and no forward that can be
-            traced.
+            take and give fp32, and their inputs are quantized as they come: needs no data, and any forward will do.
         calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader whose
             ``(input, target)`` pairs are told by the forward's arity. None: the result calibrates on its first
             calls, until its ``freeze()``.

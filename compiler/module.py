@@ -126,7 +126,7 @@ class QuantizedModule(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether it runs in int8."""
+        """Whether it is compiled, and calibrates no longer."""
         return self._compiled is not None
 
     @property

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from ..backends.dynamic import tensor_bytes
 from .errors import user_line
 from .overrides import module_path
 from .types import QParams
@@ -22,8 +23,8 @@ class Row:
     """One op: ``node`` is its path, ``op`` includes what was fused into it, ``qparams`` are those of its output.
 
     ``precision`` is ``"int8"``, ``"int8 dynamic"`` (fp32 in and out), ``"fp16"`` (of the weights) or ``"fp32"``;
-    ``kernel`` what runs it; ``reason`` why it is fp32, or what kept a pattern from matching; ``line`` the user's code;
-    ``fp32_bytes`` and ``compiled_bytes`` those of its parameters.
+    ``kernel`` what runs it; ``reason`` why it is fp32 or fp16, or what kept a pattern from matching; ``line`` the
+    user's code; ``fp32_bytes`` and ``compiled_bytes`` those of its parameters.
     """
 
     node: str
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows in order, bytes of parameters in fp32 and as compiled, and a ``remark`` on the whole."""
+    """All rows in order, bytes of parameters and buffers in fp32 and as compiled, and a ``remark`` on the whole."""
 
     rows: tuple[Row, ...]
     fp32_bytes: int
@@ -71,7 +72,7 @@ def _size(size: int) -> str:
 
 def parameter_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of ``tensors``."""
-    return sum(t.numel() * t.element_size() for t in tensors)
+    return sum(map(tensor_bytes, tensors))
 
 
 def make_row(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.types import QParams
-from ..dynamic import module_bytes
+from ..dynamic import module_bytes, tensor_bytes
 from .engine import ONEDNN, under_engine
 
 _OP = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)\(")
@@ -111,7 +111,7 @@ def _bytes(value: Any) -> int:
     if isinstance(value, nn.Module):
         return module_bytes(value)
     if isinstance(value, Tensor):
-        size = value.numel() * value.element_size()
+        size = tensor_bytes(value)
         per_channel = value.is_quantized and value.qscheme() != torch.per_tensor_affine
         return size + (value.q_per_channel_scales().numel() * 4 if per_channel else 0)
     if hasattr(value, "unpack"):
