@@ -66,13 +66,13 @@ class CharLSTM(nn.Module):
         return out
 
 
-def train(model: CharLSTM, codes: Tensor, seconds: float, length: int = 96, batch: int = 24) -> None:
-    """Adam on random windows of the text, for about ``seconds``; the learning rate falls to nothing."""
+def train(model: CharLSTM, codes: Tensor, seconds: float, steps: int, length: int = 96, batch: int = 24) -> None:
+    """Adam on random windows of the text, for ``seconds`` or ``steps``; the learning rate falls to nothing."""
     optimizer = torch.optim.Adam(model.parameters())
     end, begin = time.monotonic() + seconds, time.monotonic()
     model.train()
-    for _ in (progress := trange(10**6, desc="train", unit="step", disable=None, leave=False)):
-        left = (end - time.monotonic()) / (end - begin)
+    for step in (progress := trange(steps, desc="train", unit="step", disable=None, leave=False)):
+        left = min((end - time.monotonic()) / (end - begin), 1 - step / steps)
         if left <= 0:
             break
         optimizer.param_groups[0]["lr"] = 4e-3 * left
@@ -95,15 +95,15 @@ def bits_per_character(model: nn.Module, codes: Tensor, length: int = 512) -> fl
     return sum(losses) / len(losses) / math.log(2)
 
 
-def main(seconds: float = 90.0, held_out: int = 40_000) -> dict[str, float]:
+def main(seconds: float = 90.0, steps: int = 2000, hidden: int = 512, held_out: int = 40_000) -> dict[str, float]:
     """Returns bits per character of each form."""
     text = documentation()
     alphabet = sorted(set(text))
     print(f"{len(text):,} characters of documentation, {len(alphabet)} different ones, Python {sys.version.split()[0]}")
     codes = torch.tensor([alphabet.index(c) for c in text])
     torch.manual_seed(0)
-    model = CharLSTM(len(alphabet))
-    train(model, codes[:-held_out], seconds)
+    model = CharLSTM(len(alphabet), hidden=hidden)
+    train(model, codes[:-held_out], seconds, steps)
 
     forms: dict[str, nn.Module] = {
         "fp32": model,

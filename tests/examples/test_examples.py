@@ -50,9 +50,9 @@ def test_command_line_reports_errors_of_ours(
 
 
 def test_char_lstm_loses_next_to_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    bits = load("char_lstm").main(seconds=12, held_out=4000)
-    # Less than guessing by the frequency of characters would take (about 4.6 bits): it has learned something.
-    assert bits["fp32"] < 4.4
+    bits = load("char_lstm").main(seconds=600, steps=150, hidden=128, held_out=4000)
+    # Guessing by the frequency of characters would take about 4.6 bits: it has learned something.
+    assert bits["fp32"] < 4.2
     assert abs(bits["int8 dynamic"] - bits["fp32"]) < 0.02
     assert abs(bits["fp16"] - bits["fp32"]) < 0.001
     assert "bits per character" in capsys.readouterr().out

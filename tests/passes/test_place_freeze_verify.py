@@ -77,7 +77,8 @@ def test_an_op_without_a_kernel_runs_in_fp32(function: Callable[..., Tensor]) ->
         q = compiled(model, [x, images()], backend=backend)
         found = [r for r in q.report.rows if r.op == function.__name__]
         assert [r.precision for r in found] == ["fp32"] and found[0].reason
-        assert {r.precision for r in rows(q, "conv2d")} == {"int8"}
+        # The first one may be measured to cost no more in fp32.
+        assert rows(q, "conv2d")[-1].precision == "int8"
         assert sqnr(model(x), q(x)) > 20
 
 
