@@ -153,9 +153,9 @@ def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, option
     if done.work is None:
         if executor == "torchscript":
             raise ConfigError(f"executor='torchscript' needs a graph, and there is none: {done.untraced}. Use 'auto'.")
-        return QuantizedModule(Compiled(done.tree, report, done.tree, {}))
-    run = Forms(done.tree, options.backend.graph_forms(done.work.gm))
-    return QuantizedModule(Compiled(run, report, done.work.gm, done.work.snapshots))
+        return QuantizedModule(Compiled(done.tree, report, None, done.tree, {}))
+    run = Forms(done.tree, options.backend.graph_forms(done.work.gm), done.rounds_alike)
+    return QuantizedModule(Compiled(run, report, done.work.gm, done.tree, done.work.snapshots))
 
 
 def convert(prepared: Prepared) -> QuantizedModule:

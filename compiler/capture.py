@@ -33,10 +33,14 @@ def check_model(model: object) -> None:
     """Refuse what cannot be quantized before anything is copied.
 
     Raises:
-        ModelError: not an ``nn.Module``; already quantized; not on the CPU; not fp32; NaN or inf weights.
+        ModelError: not an ``nn.Module``, or TorchScript; already quantized; not on the CPU; not fp32; NaN or inf.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected an nn.Module, got {type(model).__name__}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "The model is TorchScript, which cannot be changed. Compile the nn.Module that it was made of."
+        )
     for path, module in model.named_modules():
         origin, functional = type(module).__module__, "FloatFunctional" in type(module).__name__
         if origin.startswith(QUANTIZED) and not functional:

@@ -36,14 +36,22 @@ class Dynamic:
     Attributes:
         tree: a copy of the model with its layers replaced.
         work: its graph over the same layers, with notes and snapshots; None where it could not be traced.
-        plan: what was done to the layers, and why not.
+        plan: what was done to the layers of the graph, and why not.
+        rest: the same for those that it does not call; for all of them without a graph.
         untraced: why there is no graph; "" if there is, or none is needed.
     """
 
     tree: nn.Module
     work: Work | None
     plan: LayerPlan
+    rest: LayerPlan
     untraced: str
+
+    @property
+    def rounds_alike(self) -> bool:
+        """Whether graph and tree have the same layers: not where the graph has a function over a weight as a layer."""
+        inside = {path for path, _ in self.tree.named_modules(remove_duplicate=False)}
+        return all(path in inside or path.rstrip("_").endswith("_merged") for path in self.plan.wishes)
 
 
 def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> Dynamic:
@@ -54,27 +62,35 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
         ModelError: there is nothing to quantize.
     """
     check_config(options.config, dtype)
-    table = options.backend.table
     # Not the copy that is traced: tracing leaves its marks on a model that keeps state.
     tree = copied(model).eval().requires_grad_(False)
     work, untraced = _traced(model, tree, options)
-    graph = tree if work is None else work.gm
-    config = _resolved(model, graph, options)
-    graph, whole = take_attention_apart(graph, lambda path: config.of(path) is not None)
-    plan = _plan(graph, config, options, dtype, whole)
-    if not plan.wishes:
-        reasons = "\n".join(f"  {path or '(root)'}: {reason}" for path, reason in list(plan.reasons.items())[:10])
-        raise ModelError(f"The model has nothing to quantize.\n{reasons}")
-    if work is None:
-        return Dynamic(Swap(options.backend)(graph, plan), None, plan, untraced)
+    config = _resolved(model, tree if work is None else work.gm, options)
+    swap = Swap(options.backend)
+    plan = LayerPlan() if work is None else _replace_in_graph(work, tree, config, dtype, swap)
+    # What is left: all of it without a graph, else what the traced way does not meet.
+    tree, rest = _plan(tree, config, options, dtype)
+    tree = swap(tree, rest)
+    refuse_vain(options.config, config, plan, rest)
+    if not plan.wishes and not rest.wishes:
+        reasons = list((plan.reasons | rest.reasons).items())[:10]
+        listed = "\n".join(f"  {path or '(root)'}: {reason}" for path, reason in reasons)
+        raise ModelError(f"The model has nothing to quantize.\n{listed}")
+    return Dynamic(tree, work, plan, rest, untraced)
+
+
+def _replace_in_graph(work: Work, tree: nn.Module, config: ResolvedConfig, dtype: torch.dtype, swap: Swap) -> LayerPlan:
+    """Merge and replace the layers of a graph, and give ``tree`` the same."""
+    table = work.options.backend.table
+    _, plan = _plan(work.gm, config, work.options, dtype)
     merged = _merge(work, plan)
     _raise_last(work.gm, plan, table)
     absorb_relus(work.gm, plan, table)
-    Swap(options.backend)(work.gm, plan)
+    swap(work.gm, plan)
     work.gm.recompile()
     work.snapshot("swap")
     _adopt(tree, work.gm, merged)
-    return Dynamic(tree, work, plan, untraced)
+    return plan
 
 
 def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
@@ -108,10 +124,7 @@ def _traced(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Work |
         return None, reason
     try:
         gm = capture(model, options.leaf_modules)
-        inside = dict(tree.named_modules())
-        for path, module in list(gm.named_modules()):
-            if path and type(inside.get(path)) is type(module):
-                gm.set_submodule(path, inside[path])
+        _share(gm, tree)
         normalize(gm, options.backend.table)
     except CaptureError as error:
         return None, str(error).splitlines()[0]
@@ -119,6 +132,18 @@ def _traced(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Work |
     work.snapshot("capture")
     work.apply(EliminateNoops())
     return work, ""
+
+
+def _share(gm: fx.GraphModule, tree: nn.Module) -> None:
+    """Have a graph hold the modules, parameters and buffers of ``tree`` in place of its own."""
+    inside = dict(tree.named_modules())
+    for path, module in list(gm.named_modules()):
+        if path and type(inside.get(path)) is type(module):
+            gm.set_submodule(path, inside[path])
+            continue
+        own = inside.get(path)
+        for kept, given in ((module._parameters, own and own._parameters), (module._buffers, own and own._buffers)):
+            kept.update({name: given[name] for name in kept if given and name in given})
 
 
 def _varying_inputs(model: nn.Module) -> str:
@@ -164,13 +189,10 @@ def _resolved(model: nn.Module, graph: nn.Module, options: Options) -> ResolvedC
 
 
 def _plan(
-    graph: nn.Module, config: ResolvedConfig, options: Options, dtype: torch.dtype, whole: dict[str, str]
-) -> LayerPlan:
-    """What the configuration asks for, and what has kernels; ``whole`` are attentions that cannot be taken apart.
-
-    Raises:
-        ConfigError: an override asks for a form that none of its layers has.
-    """
+    graph: nn.Module, config: ResolvedConfig, options: Options, dtype: torch.dtype
+) -> tuple[nn.Module, LayerPlan]:
+    """What the configuration asks for, and what has kernels, of ``graph`` with its attentions taken apart."""
+    graph, whole = take_attention_apart(graph, lambda path: config.of(config.nearest(path)) is not None)
     plan = LayerPlan(reasons=whole)
     for path, module in graph.named_modules(remove_duplicate=False):
         subject = config.nearest(path)
@@ -180,8 +202,7 @@ def _plan(
         elif chosen is not None:
             asked = config.dynamic(subject) or (torch.int8 if own else dtype)
             plan.ask(path, module, Wish(asked, chosen, overridden=own), options.backend.table, subject)
-    refuse_vain(options.config, config, plan)
-    return plan
+    return graph, plan
 
 
 def _merge(work: Work, plan: LayerPlan) -> dict[str, list[str]]:
@@ -221,7 +242,7 @@ def _raise_last(gm: fx.GraphModule, plan: LayerPlan, table: OpTable) -> None:
     """fp16 for the int8 layers nearest to the output, while they hold next to none of the weights."""
     layers = {path: gm.get_submodule(path) for path in plan.wishes}
     sizes = {p: sum(m.get_parameter(n).numel() for n in weight_names(m)) for p, m in layers.items()}
-    total = sum(sizes.values())
+    total = sum(m.get_parameter(n).numel() for m in gm.modules() for n in weight_names(m))
     budget = LAST_SHARE * total
     behind: set[str] = set()
     while True:

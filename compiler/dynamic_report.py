@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from ..backends.base import OpTable, Output
-from ..backends.dynamic import module_bytes
+from ..backends.dynamic import DynamicLayer, module_bytes, weight_names
 from ..passes.dynamic import LayerPlan
 from .dynamic import Dynamic
 from .layer_rows import NO_WEIGHTS, layer_rows
@@ -17,14 +17,26 @@ from .report import Report, Row, make_row
 
 def dynamic_report(done: Dynamic, model: nn.Module, table: OpTable) -> Report:
     """A row per layer, and per op of the graph where there is one."""
-    if done.work is not None:
-        rows = list(_graph_rows(done.work, done.plan, table))
+    if done.work is None:
+        rows = list(layer_rows("", done.tree, done.rest, table))
+        runs = done.tree
     else:
-        rows = list(layer_rows("", done.tree, done.plan, table))
+        rows = [*_graph_rows(done.work, done.plan, table), *_other_rows(done, done.work, table)]
+        runs = nn.ModuleList([done.tree, done.work.gm])
     remark = f"not traced, layers swapped where they stand: {done.untraced}" if done.untraced else ""
-    return Report(
-        tuple(rows), module_bytes(model), module_bytes(done.tree if done.work is None else done.work.gm), remark
-    )
+    return Report(tuple(rows), module_bytes(model), module_bytes(runs), remark)
+
+
+def _other_rows(done: Dynamic, work: Work, table: OpTable) -> Iterator[Row]:
+    """Layers of the model that its graph does not call."""
+    called = {f"{n.target}." for n in work.gm.graph.nodes if n.op == "call_module"}
+    for path in done.rest.wishes | done.rest.reasons:
+        if any(f"{path}.".startswith(c) for c in called) or path in done.plan.floats or not path:
+            continue
+        module = done.tree.get_submodule(path)
+        if isinstance(module, DynamicLayer) or weight_names(module):
+            note = "not on the way that was traced"
+            yield from layer_rows(path, module, done.rest, table, note=note)
 
 
 def _graph_rows(work: Work, plan: LayerPlan, table: OpTable) -> Iterator[Row]:

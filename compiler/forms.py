@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .lockstep import sqnr
+
 KINDS = 64  # of calls that are remembered; others run the model's own forward
+LEAST_SQNR = 20  # dB
 
 
 class Forms:
@@ -23,15 +27,19 @@ class Forms:
     Args:
         model: runs its own forward.
         faster: the other forms, fastest first.
+        alike: whether all forms round alike, and must agree up to fp32 rounding; if not, within 20 dB.
     """
 
-    def __init__(self, model: nn.Module, faster: Sequence[Callable[..., Any]]) -> None:
-        self.model, self.faster = model, tuple(faster)
+    def __init__(self, model: nn.Module, faster: Sequence[Callable[..., Any]], alike: bool = True) -> None:
+        self.model, self.faster, self.alike = model, tuple(faster), alike
         self._chosen: dict[Any, Callable[..., Any]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        kind = tuple(map(_kind, args)), tuple((k, _kind(v)) for k, v in sorted(kwargs.items()))
+        try:
+            kind = tuple(map(_kind, args)), tuple((k, _kind(v)) for k, v in sorted(kwargs.items()))
+        except TypeError:  # an object that anything may be in
+            return self.model(*args, **kwargs)
         chosen = self._chosen.get(kind)
         if chosen is not None:
             return chosen(*args, **kwargs)
@@ -46,7 +54,7 @@ class Forms:
             self.faster = ()
         for form in self.faster:
             try:
-                agrees = _same(form(*args, **kwargs), expected)
+                agrees = _same(form(*args, **kwargs), expected, self.alike)
             except Exception:  # the graph took a way that this call does not, or TorchScript knows no such type
                 continue
             if agrees:
@@ -64,7 +72,9 @@ def _kind(value: Any) -> Any:
         return type(value), tuple(map(_kind, value))
     if isinstance(value, dict):
         return dict, tuple((k, _kind(v)) for k, v in value.items())
-    return (type(value), value) if isinstance(value, int | float | str | None) else type(value)
+    if isinstance(value, int | float | str | None):
+        return type(value), value
+    raise TypeError(f"{type(value).__name__} has no kind")
 
 
 def _state(model: nn.Module) -> list[Any]:
@@ -72,13 +82,23 @@ def _state(model: nn.Module) -> list[Any]:
     found: list[Any] = []
     for module in model.modules():
         for name, value in (*vars(module).items(), *module._buffers.items(), *module._parameters.items()):
-            version = value._version if isinstance(value, Tensor) and not value.is_inference() else 0
-            found.append((name, id(value), version))
+            found.append((name, _mark(value)))
     return found
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    """Whether two outputs are alike in type and, up to fp32 rounding, in value."""
+def _mark(value: Any) -> Any:
+    """What changes when ``value`` is replaced, written to, or, a container, gets other items."""
+    if isinstance(value, Tensor):
+        return id(value), 0 if value.is_inference() else value._version
+    if isinstance(value, list | tuple | set | deque):
+        return id(value), tuple(map(_mark, value))
+    if isinstance(value, dict):
+        return id(value), tuple((id(k), _mark(v)) for k, v in value.items())
+    return id(value)
+
+
+def _same(ours: Any, theirs: Any, alike: bool = True) -> bool:
+    """Whether two outputs are the same in type and, up to rounding, in value."""
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, Tensor):
@@ -86,11 +106,13 @@ def _same(ours: Any, theirs: Any) -> bool:
             return False
         if not ours.is_floating_point():
             return torch.equal(ours, theirs)
+        if not alike:
+            return sqnr([theirs], [ours]) > LEAST_SQNR
         return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().amax()) if theirs.numel() else 0)
     if isinstance(ours, list | tuple):
-        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+        return len(ours) == len(theirs) and all(_same(a, b, alike) for a, b in zip(ours, theirs, strict=True))
     if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k]) for k in ours)
+        return ours.keys() == theirs.keys() and all(_same(ours[k], theirs[k], alike) for k in ours)
     try:
         return bool(ours == theirs)
     except Exception:

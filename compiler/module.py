@@ -83,12 +83,14 @@ class Compiled:
     Attributes:
         run: takes what the model's forward takes.
         report: what was done to every op.
-        module: what ``run`` executes in float terms: the frozen graph, or the modules that run.
+        graph: the frozen graph, or that of dynamic layers; None where the model could not be traced.
+        module: the graph, or a copy of the model whose layers are dynamic.
         snapshots: the graph after each step, if asked for.
     """
 
     run: Callable[..., Any]
     report: Report
+    graph: fx.GraphModule | None
     module: nn.Module
     snapshots: Mapping[str, str]
 
@@ -120,7 +122,7 @@ class QuantizedModule(nn.Module):
         if prepared.converted:
             raise StateError("The prepared module was converted already. Prepare the model again.")
         lowered, report = convert(prepared.work)
-        self._compiled = Compiled(lowered.run, report, prepared.work.gm, prepared.work.snapshots)
+        self._compiled = Compiled(lowered.run, report, prepared.work.gm, prepared.work.gm, prepared.work.snapshots)
         prepared.converted = True
         return self
 
@@ -147,15 +149,16 @@ class QuantizedModule(nn.Module):
         Raises:
             StateError: the model was quantized dynamically without a graph; see :attr:`module`.
         """
-        if not isinstance(self.module, fx.GraphModule):
+        graph = self._prepared[0].work.gm if self._compiled is None else self._compiled.graph
+        if graph is None:
             raise StateError("There is no graph: the model was not traced, and its layers were swapped; see .module.")
-        return self.module
+        return graph
 
     @property
     def module(self) -> nn.Module:
-        """:attr:`graph`, or a copy of the model with its layers swapped, where dynamic quantization could not trace it.
+        """After dynamic quantization a copy of the model with its layers swapped, which has the model's own methods.
 
-        Such a copy has the model's own methods.
+        Else :attr:`graph`.
         """
         return self._prepared[0].work.gm if self._compiled is None else self._compiled.module
 
@@ -173,6 +176,20 @@ class QuantizedModule(nn.Module):
 
     def __repr__(self) -> str:
         return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedModule:
+        """What ``to``, ``half``, ``cuda`` and their like do.
+
+        Raises:
+            StateError: it is compiled.
+        """
+        if self._compiled is not None:
+            raise StateError(
+                "A compiled module cannot change its dtype or device: its kernels are packed for this CPU and take "
+                "fp32. Compile the float model again for another."
+            )
+        super()._apply(fn, recurse)
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
         """A frozen module holds constants only, which copies share."""

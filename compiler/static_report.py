@@ -10,7 +10,7 @@ from ..passes.assign_precision import Assignment
 from ..passes.dynamic import LayerPlan
 from .layer_rows import layer_rows
 from .qdq import dequantize, quantize
-from .report import FUSED, Report, Row, make_row
+from .report import FUSED, Report, Row, make_row, parameter_bytes
 from .types import QParams
 from .values import attribute
 
@@ -38,7 +38,12 @@ def static_report(
         elif node not in inner and table.of(node, modules) is None and _computes(node, assignment):
             module = modules[path] if node.op == "call_module" else None
             name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
-            rows.append(make_row(node, name, "fp32", "", f"no rule for {name}: fxquant does not know this op"))
+            reason = f"no rule for {name}: fxquant does not know this op"
+            inside = module.modules() if module else ()
+            if any((rule := table.find(type(m))) is not None and rule.dynamic is not None for m in inside):
+                reason = "kept whole; the overrides 'dynamic' and 'fp16' are for the layers in it"
+            size = parameter_bytes(module.parameters()) if module else 0
+            rows.append(make_row(node, name, "fp32", "", reason, sizes=(size, size)))
     return Report(tuple(rows), fp32_bytes, lowered.weight_bytes)
 
 
@@ -63,7 +68,10 @@ def _unit_row(
     op = FUSED.join(names)
     remarks = [notes[n] for n in unit.nodes if n in notes]
     if not assignment.is_int8(unit):
-        return make_row(unit.root, op, "fp32", "", "; ".join([assignment.reasons[unit.root], *remarks]))
+        layer = gm.get_submodule(str(unit.root.target)) if unit.root.op == "call_module" else None
+        size = parameter_bytes(layer.parameters()) if layer is not None else 0
+        reason = "; ".join([assignment.reasons[unit.root], *remarks])
+        return make_row(unit.root, op, "fp32", "", reason, sizes=(size, size))
     out = next((u for u in unit.output.users if u.target is quantize), None)
     known = QParams(*out.args[1:5]) if out is not None else None  # type: ignore[arg-type]
     if unit.rule.output is Output.WEIGHT_ONLY:

@@ -71,7 +71,7 @@ class LayerPlan:
             self.followed.add(subject)
 
 
-def refuse_vain(config: QuantConfig, resolved: ResolvedConfig, plan: LayerPlan) -> None:
+def refuse_vain(config: QuantConfig, resolved: ResolvedConfig, *plans: LayerPlan) -> None:
     """Refuse an override that names a type of weights which no layer under it can have.
 
     Raises:
@@ -79,9 +79,10 @@ def refuse_vain(config: QuantConfig, resolved: ResolvedConfig, plan: LayerPlan) 
     """
     for key, value in config.overrides.items():
         named = [k for k, v in resolved.keys.items() if v == key]
-        if isinstance(value, str) and named and plan.followed.isdisjoint(named):
+        if isinstance(value, str) and named and all(plan.followed.isdisjoint(named) for plan in plans):
             paths = [str(n.target) if isinstance(n, fx.Node) else str(n) for n in named]
-            why = next((plan.reasons[p] for p in paths if p in plan.reasons), "it names no layer with weights")
+            found = (plan.reasons[p] for plan in plans for p in paths if p in plan.reasons)
+            why = next(found, "it names no layer whose weights are matrices")
             raise ConfigError(f"Override of {key!r} asks for {value!r}, which nothing there can be: {why}.")
 
 

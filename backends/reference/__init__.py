@@ -67,7 +67,7 @@ class ReferenceBackend:
 
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
         """The graph itself."""
-        return [gm]
+        return [gm.forward]
 
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""

@@ -105,17 +105,17 @@ def graph_forms(gm: fx.GraphModule, executor: str) -> list[Run]:
         ConfigError: ``executor`` is "torchscript", and it cannot.
     """
     if executor == "eager":
-        return [gm]
+        return [gm.forward]
     graph = fx.Graph()
     graph.output(graph.graph_copy(gm.graph, {}))
     for node in graph.nodes:
         node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
     try:
-        return [script(fx.GraphModule(gm, graph).eval()), gm]
+        return [script(fx.GraphModule(gm, graph).eval()), gm.forward]
     except Exception as error:  # TorchScript raises anything; and a future torch may have none
         if executor == "torchscript":
             raise no_torchscript(error) from error
-        return [gm]
+        return [gm.forward]  # its __call__ prints where it fails, which is no failure here
 
 
 def no_torchscript(error: Exception) -> ConfigError:

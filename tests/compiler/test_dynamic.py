@@ -221,7 +221,7 @@ def test_tied_weights_are_rounded_once(functional: bool) -> None:
     model = seeded(lambda: TiedLM(functional))
     q = dynamic(model, backend="reference")
     near(model, q, torch.randint(60, (3, 4)))
-    layers = {m for m in q.module.modules() if isinstance(m, ReferenceLayer)}
+    layers = {m for m in q.graph.modules() if isinstance(m, ReferenceLayer)}
     assert len(layers) == 3
     weights = [m.rounded_layer.weights["weight"] for m in layers]
     assert len({id(w) for w in weights}) == 2
@@ -342,7 +342,7 @@ def test_the_reference_backend_agrees() -> None:
         ({"config": QuantConfig(activation="per_tensor_symmetric")}, "has no dynamic kernel: use 'per_tensor_affine'"),
         ({"config": QuantConfig(weight_bits=4), "dtype": torch.float16}, "are for integers"),
         ({"config": overrides(nope=None)}, "matches nothing"),
-        ({"config": overrides(relu="dynamic")}, "names no layer with weights"),
+        ({"config": overrides(relu="dynamic")}, "names no layer whose weights are matrices"),
         ({"config": QuantConfig(overrides={nn.Conv2d: "dynamic"})}, "pytorch#70480"),
         ({"executor": "jit"}, "Valid: 'auto', 'eager', 'torchscript'"),
     ],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fxquant
+from fxquant import StateError
 from fxquant.compiler.lockstep import sqnr
 
 
@@ -24,6 +25,8 @@ class Base(nn.Module):
         self.lstm = nn.LSTM(8, 8, batch_first=True)
         self.register_buffer("count", torch.zeros(8))
         self.calls, self.state = 0, None
+        self.kept: list[Tensor] = []
+        self.memo: dict[str, Tensor] = {}
 
 
 class ByType(Base):
@@ -102,6 +105,60 @@ class ReadingWeights(Base):
         return self.layer(x) @ self.layer.weight.t() + self.q(x) * self.k(x) + self.v(x)
 
 
+class ListState(Base):
+    def forward(self, x: Any) -> Any:
+        self.kept.append(self.layer(x))
+        return torch.stack(self.kept).sum(0)
+
+
+class Memo(Base):
+    def forward(self, x: Any) -> Any:
+        if "y" not in self.memo:
+            self.memo["y"] = self.layer(x)
+        return self.q(x) + self.memo["y"]
+
+
+class Batch:
+    def __init__(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.x, self.y = x, y
+
+
+class ByObject(Base):
+    def forward(self, batch: Any) -> Any:
+        return self.layer(batch.x) + (batch.y if batch.y is not None else 0)
+
+
+class ByDict(Base):
+    def forward(self, batch: Any) -> Any:
+        scale = batch.get("scale")
+        return self.layer(batch["x"]) * (1 if scale is None else scale)
+
+
+class Scaled(nn.Linear):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * 3
+
+
+class WithSubclass(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = Scaled(8, 8)
+
+    def forward(self, x: Any) -> Any:
+        return self.scaled(self.layer(x))
+
+
+class ByFlag(Base):
+    def forward(self, x: Any, flag: Any) -> Any:
+        return self.layer(x) if flag is True else self.q(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        out: Tensor = self.k(x)
+        return out
+
+
 X = torch.randn(4, 5, 8)
 
 
@@ -120,6 +177,12 @@ X = torch.randn(4, 5, 8)
         (Sizes, [(X,), (X[:2],), (X,)]),
         (ReadingAttributes, [(X,)] * 3),
         (ReadingWeights, [(X,), (X[:1],), (X,)]),
+        (ListState, [(X,)] * 4),
+        (Memo, [(X,), (X * 2,), (X,)]),
+        (ByObject, [(Batch(X, X),), (Batch(X),), (Batch(X, X),)]),
+        (ByDict, [({"x": X},), ({"x": X, "scale": 2.0},), ({"x": X},)]),
+        (WithSubclass, [(X,)] * 3),
+        (ByFlag, [(X, True), (X, False), (X, True)]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -143,3 +206,34 @@ def test_merged_layers_serve_the_forward_that_calls_them_one_by_one() -> None:
     assert any("merged: q, k, v" in row.reason for row in q.report.rows)
     first, second = q(X), q(X)
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+def test_a_function_over_a_weight_counts_as_a_layer() -> None:
+    """A subclass of nn.Linear is traced to `F.linear`, which the model's own forward has in fp32."""
+    model = WithSubclass().eval()
+    q = fxquant.compile(model, scheme="dynamic")
+    with torch.no_grad():
+        expected = model(X)
+        first, second = q(X), q(X)
+    assert torch.equal(first, q.module(X))
+    assert 25 < sqnr([expected], [second]) < sqnr([expected], [first])
+
+
+def test_layers_beside_the_traced_way_are_replaced_too(capfd: pytest.CaptureFixture[str]) -> None:
+    model = ByFlag().eval()
+    q = fxquant.compile(model, scheme="dynamic")
+    found = {row.node: row for row in q.report.rows}
+    assert found["layer"].precision == found["k"].precision == "int8 dynamic"
+    assert "not on the way that was traced" in found["layer"].reason
+    with torch.no_grad():
+        assert sqnr([model.features(X)], [q.module.features(X)]) > 28  # type: ignore[operator]
+    q(X, True)
+    q(X, False)
+    assert capfd.readouterr().err == ""  # a form that fails is no failure
+
+
+def test_the_compiled_module_stays_as_it_is() -> None:
+    q = fxquant.compile(ByFlag().eval(), scheme="dynamic")
+    for change in (q.half, q.double, lambda: q.to(torch.bfloat16)):
+        with pytest.raises(StateError, match="packed for this CPU"):
+            change()

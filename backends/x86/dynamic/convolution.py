@@ -22,7 +22,7 @@ def refuse_window(module: nn.Module) -> str | None:
     conv: Any = module
     if all(k == 1 for k in conv.kernel_size) and conv.groups == 1 and not any(padding_of(conv)):
         return None
-    return "only pointwise convolutions (torch's dynamic ones clip, pytorch#70480): give it data, scheme 'static'"
+    return "only convolutions with a window of 1, one group and no padding: torch's dynamic ones clip (pytorch#70480)"
 
 
 class PointwiseConv(DynamicLinear):

@@ -93,7 +93,7 @@ class RowwiseEmbedding(_Rows):
     def forward(self, input: Tensor) -> Tensor:
         if self.is_half:
             return F.embedding(input, self.rows).float()
-        flat = input.reshape(-1)
+        flat = input.reshape(-1).contiguous()
         each = torch.arange(flat.numel(), dtype=flat.dtype)
         return self.sum(flat, each, None, False).view(input.size() + (self.embedding_dim,))  # noqa: RUF005 (TorchScript)
 
@@ -116,8 +116,9 @@ class RowwiseEmbeddingBag(_Rows):
             offsets = torch.arange(0, input.numel(), max(input.size(1), 1), dtype=input.dtype)
         elif input.dim() != 1 or offsets is None:
             raise ValueError("input must have two axes, or one with offsets.")
-        flat = input.reshape(-1)
-        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+        offsets = offsets.contiguous()
+        flat = input.reshape(-1).contiguous()
+        weights = None if per_sample_weights is None else per_sample_weights.reshape(-1).contiguous()
         last = bool(self.include_last_offset) and input.dim() == 1
         if self.padding >= 0:
             kept = (flat != self.padding).float()

@@ -91,6 +91,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...]]] = {
     "embedding": (lambda: nn.Embedding(30, 16), (torch.arange(12).view(3, 4),)),
     "embedding_scalar": (lambda: nn.Embedding(30, 16), (torch.tensor(7),)),
     "embedding_int32": (lambda: nn.Embedding(30, 15, padding_idx=0), (torch.arange(12, dtype=torch.int32),)),
+    "embedding_strided": (lambda: nn.Embedding(30, 16), (torch.arange(24).view(6, 4)[:, 1],)),
+    "embedding_bag_strided": (lambda: nn.EmbeddingBag(30, 16), (torch.arange(18)[::2], torch.arange(8)[::4])),
     "embedding_bag": (lambda: nn.EmbeddingBag(30, 16, mode="mean"), (torch.arange(12).view(3, 4),)),
     "embedding_bag_offsets": (lambda: nn.EmbeddingBag(30, 16), (torch.arange(9), torch.tensor([0, 4, 4]))),
     "embedding_bag_default_mode": (lambda: nn.EmbeddingBag(30, 16), (torch.arange(12).view(3, 4),)),
