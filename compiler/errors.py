@@ -37,6 +37,10 @@ class StateError(FxquantError, RuntimeError):
     """A call that is not possible in the present state (for example pickling, or freezing twice)."""
 
 
+class CallError(FxquantError, RuntimeError):
+    """A compiled module was called with what one of its layers does not take."""
+
+
 class VerificationError(FxquantError, RuntimeError):
     """The lowered module failed its own proof. A bug of fxquant: please report it."""
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from .batches import Batch, Sample, check_finite, run_batch
 from .errors import StateError
+from .failing import call_error
 from .pipeline import Work, convert, prepare
 from .report import Report
 
@@ -168,11 +169,21 @@ class QuantizedModule(nn.Module):
         return self._prepared[0].work.snapshots if self._compiled is None else self._compiled.snapshots
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the float model's forward takes and gives."""
+        """What the float model's forward takes and gives.
+
+        Raises:
+            CallError: a layer with int8 or fp16 weights does not take what it is given.
+        """
         if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
         with torch.no_grad():
-            return self._compiled.run(*args, **kwargs)
+            try:
+                return self._compiled.run(*args, **kwargs)
+            except Exception as error:
+                explained = call_error(self._compiled.module, args, kwargs, error)
+                if explained is None:
+                    raise
+                raise explained from error
 
     def __repr__(self) -> str:
         return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"

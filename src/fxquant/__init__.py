@@ -6,6 +6,7 @@ from .compiler.api import compile, convert, prepare
 from .compiler.config import QuantConfig
 from .compiler.errors import (
     CalibrationError,
+    CallError,
     CaptureError,
     ConfigError,
     FxquantError,
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CalibrationError",
+    "CallError",
     "CaptureError",
     "ConfigError",
     "FxquantError",

@@ -395,3 +395,46 @@ def test_reasons(module: nn.Module, reason: str) -> None:
 
     row = rows(dynamic(Beside()))["given"]
     assert row.precision == "fp32" and reason in row.reason
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "message"),
+    [
+        (
+            lambda: nn.Linear(8, 4),
+            torch.randn(3, 8, dtype=torch.float64),
+            r"Layer '1' .* failed on float64 \(3, 8\).*in_features 8",
+        ),
+        (lambda: nn.Linear(8, 4), torch.randn(3, 9), r"Layer '1' .* failed on float32 \(3, 9\).*in_features 8"),
+        (lambda: nn.LSTM(8, 4), torch.randn(3, 2, 9), r"Layer '1' .*input_size 8"),
+        (lambda: nn.Embedding(8, 4), torch.tensor([[9]]), r"Layer '1' .* failed on int64 \(1, 1\).*num_embeddings 8"),
+        (lambda: nn.Linear(8, 4), torch.full((3, 8), torch.nan), r"Layer '1'"),
+    ],
+)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_call_that_fails_names_the_layer(
+    build: Callable[[], nn.Module], given: Tensor, message: str, warm: bool
+) -> None:
+    q = dynamic(nn.Sequential(nn.Identity(), build()))
+    if warm:
+        good = torch.tensor([[1]]) if not given.is_floating_point() else torch.randn(*given.shape[:-1], 8)
+        q(good)
+        q(good)
+    with pytest.raises(fxquant.CallError, match=message):
+        q(given)
+
+
+def test_an_error_of_the_model_itself_is_its_own() -> None:
+    class Picky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+            x = self.layer(x)
+            if x.shape[0] > 2:
+                raise ValueError("at most two")
+            return x
+
+    with pytest.raises(ValueError, match="at most two"):
+        dynamic(Picky())(torch.randn(3, 8))
