@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,11 +20,20 @@ def call_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     Runs the call again, and notes the layer that it enters and does not leave.
     """
     entered: list[tuple[str, tuple[Any, ...]]] = []
+    own = threading.get_ident()  # others may be in the same layers
+
+    def enter(path: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if threading.get_ident() == own:
+            entered.append((path, given))
+
+    def leave(*_: Any) -> None:
+        if threading.get_ident() == own:
+            entered.pop()
+
     hooks = []
     for path, layer in module.named_modules():
         if isinstance(layer, DynamicLayer):
-            hooks.append(layer.register_forward_pre_hook(lambda _, given, path=path: entered.append((path, given))))
-            hooks.append(layer.register_forward_hook(lambda *_: entered.pop() and None))
+            hooks += [layer.register_forward_pre_hook(partial(enter, path)), layer.register_forward_hook(leave)]
     if not hooks:
         return None
     try:
