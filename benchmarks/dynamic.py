@@ -68,8 +68,9 @@ def main() -> None:
         held_out = batches(name, HELD_OUT, options.batch, seed=2, zoo=MODELS)
         results = [build(model, peer, DYNAMIC[peer], example, held_out, options.threads) for peer in options.peers]
         load = interleave(results, held_out[0], options.rounds)
-        body += rows(name, results)
-        print(f"\n{tabulate(rows(name, results), COLUMNS, disable_numparse=True)}\nother load {load:.0%}", flush=True)
+        found = rows(name, results)
+        body += found
+        print(f"\n{tabulate(found, COLUMNS, disable_numparse=True)}\nother load {load:.0%}", flush=True)
     if options.markdown:
         options.markdown.write_text(f"{head}\n\n{tabulate(body, COLUMNS, 'github', disable_numparse=True)}\n")
 

@@ -207,24 +207,14 @@ def openvino(model: nn.Module, calibration: list[Inputs], threads: int) -> Runne
 # fxquant ----------------------------------------------------------------------------------------------------
 
 
-def fxquant_static(**options: Any) -> Build:
-    """Static quantization by fxquant, with further `options` for its `compile`."""
+def fxquant_compiled(scheme: str, **options: Any) -> Build:
+    """Quantization by fxquant, with further `options` for its `compile`."""
 
     def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
         import fxquant
 
-        return _caller(fxquant.compile(model, scheme="static", calibration=calibration, **options))
-
-    return build
-
-
-def fxquant_dynamic(**options: Any) -> Build:
-    """Dynamic quantization by fxquant, with further `options` for its `compile`."""
-
-    def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
-        import fxquant
-
-        return _caller(fxquant.compile(model, scheme="dynamic", **options))
+        data = calibration if scheme == "static" else None
+        return _caller(fxquant.compile(model, scheme=scheme, calibration=data, **options))
 
     return build
 
@@ -239,8 +229,8 @@ PEERS: dict[str, Build] = {
 }
 CONTENDERS: dict[str, Build] = {
     **PEERS,
-    "fxquant": fxquant_static(),
-    "fxquant torchscript": fxquant_static(executor="torchscript"),
+    "fxquant": fxquant_compiled("static"),
+    "fxquant torchscript": fxquant_compiled("static", executor="torchscript"),
 }
 
 TORCH_AO_DYNAMIC = "torch.ao dynamic"
@@ -250,6 +240,6 @@ DYNAMIC: dict[str, Build] = {
     "torch.ao dynamic, embeddings": torch_ao_dynamic(torch.qint8, embeddings=True),
     "torch.ao fp16": torch_ao_dynamic(torch.float16),
     "ONNX Runtime dynamic": _onnx(_onnx_dynamic),
-    "fxquant dynamic": fxquant_dynamic(),
-    "fxquant fp16": fxquant_dynamic(dtype=torch.float16),
+    "fxquant dynamic": fxquant_compiled("dynamic"),
+    "fxquant fp16": fxquant_compiled("dynamic", dtype=torch.float16),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Dynamic:
     def rounds_alike(self) -> bool:
         """Whether graph and tree have the same layers: not where the graph has a function over a weight as a layer."""
         inside = {path for path, _ in self.tree.named_modules(remove_duplicate=False)}
-        return all(path in inside or path.rstrip("_").endswith("_merged") for path in self.plan.wishes)
+        return all(path in inside or path in self.plan.merged for path in self.plan.wishes)
 
 
 def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> Dynamic:
@@ -81,13 +81,13 @@ def _replace_in_graph(work: Work, tree: nn.Module, config: ResolvedConfig, dtype
     """Merge and replace the layers of a graph, and give ``tree`` the same."""
     table = work.options.backend.table
     _, plan = _plan(work.gm, config, work.options, dtype)
-    merged = _merge(work, plan)
+    _merge(work, plan)
     raise_last(work.gm, plan, table)
     absorb_relus(work.gm, plan, table)
     swap(work.gm, plan)
     work.gm.recompile()
     work.snapshot("swap")
-    _adopt(tree, work.gm, merged)
+    _adopt(tree, work.gm, plan)
     return plan
 
 
@@ -203,19 +203,19 @@ def _plan(
     return graph, plan
 
 
-def _merge(work: Work, plan: LayerPlan) -> dict[str, list[str]]:
-    """One wide layer for those that read one value and become alike. Returns what became of which, by path."""
+def _merge(work: Work, plan: LayerPlan) -> None:
+    """One wide layer for those that read one value and become alike."""
     merge = MergeLinears({path: wish.kind for path, wish in plan.wishes.items()}.get)
     work.note(merge(work.gm, work.options.backend.table))
     work.snapshot(merge.name)
-    for path, parts in merge.merged.items():
+    plan.merged = merge.merged
+    for path, parts in plan.merged.items():
         plan.wishes[path] = plan.wishes[parts[0]]
     left = {path for path, _ in work.gm.named_modules(remove_duplicate=False)}
     plan.wishes = {path: wish for path, wish in plan.wishes.items() if path in left}
-    return merge.merged
 
 
-def _adopt(tree: nn.Module, gm: fx.GraphModule, merged: Mapping[str, list[str]]) -> None:
+def _adopt(tree: nn.Module, gm: fx.GraphModule, plan: LayerPlan) -> None:
     """Give ``tree`` the layers of its graph: the same, or parts of what they were merged into.
 
     A ReLU that a layer does for the graph is done again in the tree, which changes nothing.
@@ -225,7 +225,7 @@ def _adopt(tree: nn.Module, gm: fx.GraphModule, merged: Mapping[str, list[str]])
     for path, module in gm.named_modules():
         if path in places and isinstance(module, DynamicLayer | ProjectedAttention):
             taken[places[path]] = module
-    for path, parts in merged.items():
+    for path, parts in plan.merged.items():
         start = 0
         for part in parts:
             size = int(places[part].out_features)

@@ -46,9 +46,7 @@ def node_subject(node: fx.Node, op: str) -> Subject:
 
 def module_subject(path: str, tree: Mapping[str, nn.Module], op: str) -> Subject:
     """The module at ``path`` of ``tree``, which maps paths to modules, containers included."""
-    parts = path.split(".")
-    around = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return Subject(op, path, "", tuple(type(tree[a]) for a in around if a in tree))
+    return Subject(op, path, "", tuple(type(tree[a]) for a in _around(path) if a in tree))
 
 
 @dataclass(frozen=True)
@@ -114,6 +112,10 @@ def _is_at_path(key: Key, subject: Subject) -> bool:
     """Whether ``key`` is a glob for the path of the subject's module or of one around it, or for its own name."""
     if not isinstance(key, str):
         return False
-    parts = subject.path.split(".")
-    ancestors = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return fnmatch.fnmatchcase(subject.name, key) or any(fnmatch.fnmatchcase(a, key) for a in ancestors)
+    return any(fnmatch.fnmatchcase(text, key) for text in (subject.name, *_around(subject.path)))
+
+
+def _around(path: str) -> list[str]:
+    """The paths of all modules around ``path``, and its own."""
+    parts = path.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]

@@ -203,9 +203,10 @@ def convert(work: Work) -> tuple[Lowered, Report]:
     """From a calibrated graph to a verified, lowered one."""
     quantize(work)
     assert work.assignment is not None
-    absorb_relus(work.gm, work.layers, work.options.backend.table)
-    Swap(work.options.backend)(work.gm, work.layers)
-    work.gm.recompile()
+    if work.layers.wishes:
+        absorb_relus(work.gm, work.layers, work.options.backend.table)
+        Swap(work.options.backend)(work.gm, work.layers)
+        work.gm.recompile()
     frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons))
     lowered = work.options.backend.lower(frozen)
     work.snapshot("lower")

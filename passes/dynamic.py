@@ -46,6 +46,7 @@ class LayerPlan:
     Attributes:
         wishes: those to be replaced.
         relus: those that do the ReLU behind them, too.
+        merged: the paths of the layers that became one, by its path.
         reasons: why others are left in fp32, or have another type than was asked for.
         floats: the layers that were replaced, once they are.
         followed: what :meth:`ask` was called for and gave a wish.
@@ -53,6 +54,7 @@ class LayerPlan:
 
     wishes: dict[str, Wish] = field(default_factory=dict)
     relus: frozenset[str] = frozenset()
+    merged: dict[str, list[str]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     floats: dict[str, nn.Module] = field(default_factory=dict)
     followed: set[Hashable] = field(default_factory=set)

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from ...base import IntegerWeight
 from ...dynamic import DynamicLayer, Layer, tensor_bytes
 
-Q = torch.ops.quantized
 BYTE, NIBBLE, HALF = "embedding_bag_byte_rowwise_offsets", "embedding_bag_4bit_rowwise_offsets", "embedding fp16"
-
 HALF_INFO = torch.finfo(torch.float16)
 
 

@@ -25,9 +25,10 @@ def steps_of(data: Tensor, sizes: list[int], reverse: bool) -> list[Tensor]:
     return parts[::-1] if reverse else parts
 
 
-def resized(h: Tensor, first: Tensor, size: int) -> Tensor:
-    """The state for a batch of another size: sequences that are over leave it, those that begin bring theirs."""
-    if size < h.size(0):
+def resized(h: Tensor, last: Tensor, first: Tensor, size: int) -> Tensor:
+    """The state for a batch of ``size``: what ends leaves its state in ``last``, what begins brings ``first``."""
+    last.narrow(0, 0, h.size(0)).copy_(h)
+    if size <= h.size(0):
         return h.narrow(0, 0, size)
     return torch.cat([h, first.narrow(0, h.size(0), size - h.size(0))])
 
@@ -47,17 +48,15 @@ def lstm_steps(
     outputs = data.new_empty(data.size(0), width)
     given = steps_of(multiply(data, inputs, half), sizes, reverse)
     taken = steps_of(outputs, sizes, reverse)
-    h, last, cells = h0.narrow(0, 0, given[0].size(0)), h0.clone(), c0.clone()
+    h, last, cells = h0, h0.clone(), c0.clone()
     c, squashed, gates = cells, cells, cells
     sigmoids, i, f, o, g = cells, cells, cells, cells, cells
     size = -1
     for k in range(len(given)):
         if given[k].size(0) != size:
             # Views of buffers that serve until the batch changes: making them costs as much as the arithmetic.
-            if size >= 0:
-                last.narrow(0, 0, size).copy_(h)
-                h = resized(h, h0, given[k].size(0))
             size = given[k].size(0)
+            h = resized(h, last, h0, size)
             gates, squashed = data.new_empty(size, 4 * width), data.new_empty(size, width)
             sigmoids = gates.narrow(1, 0, 3 * width)
             i, f, o, g = gates.chunk(4, 1)
@@ -86,15 +85,13 @@ def gru_steps(
     given = steps_of(product.narrow(1, 0, 2 * width), sizes, reverse)
     given_new = steps_of(product.narrow(1, 2 * width, width), sizes, reverse)
     taken = steps_of(outputs, sizes, reverse)
-    h, last = h0.narrow(0, 0, given[0].size(0)), h0.clone()
+    h, last = h0, h0.clone()
     gates, new, r, z = last, last, last, last
     size = -1
     for k in range(len(given)):
         if given[k].size(0) != size:
-            if size >= 0:
-                last.narrow(0, 0, size).copy_(h)
-                h = resized(h, h0, given[k].size(0))
             size = given[k].size(0)
+            h = resized(h, last, h0, size)
             gates, new = data.new_empty(size, 2 * width), data.new_empty(size, width)
             r, z = gates.chunk(2, 1)
         whole = multiply(h, states, half)
