@@ -190,13 +190,15 @@ class Target:
 class Frozen:
     """A frozen graph: literal quantize and dequantize around float ops, and the example it was run on.
 
-    ``fp32`` are the ops that stay in fp32 although they may stand between a dequantize and a quantize.
+    ``fp32`` are the ops that stay in fp32 although they may stand between a dequantize and a quantize. ``trained``:
+    with its roundings, which are no longer an error that a backend should spend time to avoid.
     """
 
     module: fx.GraphModule
     example_args: tuple[Any, ...]
     example_kwargs: Mapping[str, Any] = field(default_factory=dict)
     fp32: frozenset[fx.Node] = frozenset()
+    trained: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from .errors import ConfigError, StateError, nearest
 from .forms import Forms
 from .module import Compiled, Prepared, QuantizedModule
 from .pipeline import Options, start
+from .qat import prepare_training
+from .qat_module import QATModule, convert_trained
 
-SCHEMES = ("static", "dynamic")
+SCHEMES = ("static", "dynamic", "qat")
 CALIBRATION_BATCHES = 32
 
 
@@ -51,6 +53,7 @@ def compile(
     dtype: torch.dtype = torch.int8,
     leaf_modules: Sequence[Leaf] = (),
     calibration_batches: int = CALIBRATION_BATCHES,
+    train: Callable[[QATModule], object] | None = None,
     snapshots: bool = False,
 ) -> QuantizedModule:
     """Compile a float model to int8, or to fp16 weights. The model itself is not changed.
@@ -59,9 +62,10 @@ def compile(
         model: a trained ``nn.Module`` on the CPU, in fp32.
         scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: layers with weights
             take and give fp32, and their inputs are quantized as they come: needs no data, and any forward will do.
+            ``"qat"``: as static, but trained through the roundings first.
         calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader whose
             ``(input, target)`` pairs are told by the forward's arity. None: the result calibrates on its first
-            calls, until its ``freeze()``.
+            calls, until its ``freeze()``; not with ``"qat"``.
         config: how to quantize, and what to leave in fp32.
         backend: ``"x86"``, or ``"reference"`` (slow, plain torch ops).
         target: the kind of CPU that weights are quantized for; None is this one. Kernels are timed on this one.
@@ -72,6 +76,8 @@ def compile(
         leaf_modules: paths or classes of modules that are not traced. They stay whole and in fp32, but that
             ``scheme="dynamic"`` swaps layers inside of them.
         calibration_batches: at most this many batches are read.
+        train: for ``scheme="qat"``: a function that is given the :class:`~fxquant.QATModule` and trains it, in place,
+            or returns the one to take.
         snapshots: keep the graph after every step in ``result.snapshots``.
 
     Returns:
@@ -80,6 +86,8 @@ def compile(
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: see :mod:`fxquant.compiler.errors`.
     """
+    if (train is not None) != (scheme == "qat"):
+        raise ConfigError(f"scheme {scheme!r} {'needs' if scheme == 'qat' else 'takes no'} train=, a training function.")
     if scheme == "dynamic":
         if calibration is not None:
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
@@ -89,44 +97,56 @@ def compile(
     if dtype is not torch.int8:
         raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
     prepared = prepare(
-        model, scheme, config=config, backend=backend, target=target, executor=executor,
-        leaf_modules=leaf_modules, snapshots=snapshots,
+        model, scheme, calibration=calibration, config=config, backend=backend, target=target, executor=executor,
+        leaf_modules=leaf_modules, calibration_batches=calibration_batches, snapshots=snapshots,
     )  # fmt: skip
-    if not isinstance(calibration_batches, int) or calibration_batches < 1:
-        raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
-    if calibration is None:
-        return QuantizedModule(prepared)
-    batches = as_batches(calibration, prepared.graph_module, calibration_batches)
-    sample = Sample()
-    sample.fill(batches)
-    prepared.begin(sample)
-    # Copies: a loader may refill one buffer.
-    for batch in itertools.chain(list(sample), batches):
-        prepared.observe(batch)
-    return convert(prepared)
+    if isinstance(prepared, QATModule):
+        assert train is not None
+        trained = train(prepared)
+        return convert(trained if isinstance(trained, QATModule) else prepared)
+    return QuantizedModule(prepared) if calibration is None else convert(prepared)
 
 
 def prepare(
     model: nn.Module,
     scheme: str = "static",
     *,
+    calibration: Iterable[Any] | None = None,
     config: QuantConfig | None = None,
     backend: str = "x86",
     target: Target | None = None,
     executor: str = "auto",
     leaf_modules: Sequence[Leaf] = (),
+    calibration_batches: int = CALIBRATION_BATCHES,
     snapshots: bool = False,
-) -> Prepared:
+) -> Prepared | QATModule:
     """The first half of :func:`compile`: a runnable fp32 module that observes what passes through it.
 
-    Observers are placed at its first call, when the shapes are known. Arguments and errors as of :func:`compile`.
+    Observers are placed at its first call, when the shapes are known, or on ``calibration``. With ``scheme="qat"``,
+    which needs ``calibration``, a module to train. Arguments and errors as of :func:`compile`.
     """
     if scheme == "dynamic":
         raise ConfigError("scheme 'dynamic' has nothing to observe: call fxquant.compile(model, scheme='dynamic').")
     if scheme not in SCHEMES:
         raise ConfigError(f"scheme is {scheme!r}. {nearest(scheme, SCHEMES)}")
+    if not isinstance(calibration_batches, int) or calibration_batches < 1:
+        raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
     check_model(model)
-    return Prepared(start(model, _options(config, backend, target, executor, leaf_modules, snapshots)))
+    options = _options(config, backend, target, executor, leaf_modules, snapshots)
+    if scheme == "qat":
+        if calibration is None:
+            raise ConfigError("scheme 'qat' needs calibration=, batches that give the ranges training begins with.")
+        return QATModule(prepare_training(model, options, calibration, calibration_batches))
+    prepared = Prepared(start(model, options))
+    if calibration is not None:
+        batches = as_batches(calibration, prepared.graph_module, calibration_batches)
+        sample = Sample()
+        sample.fill(batches)
+        prepared.begin(sample)
+        # Copies: a loader may refill one buffer.
+        for batch in itertools.chain(list(sample), batches):
+            prepared.observe(batch)
+    return prepared
 
 
 def _options(
@@ -158,12 +178,16 @@ def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, option
     return QuantizedModule(Compiled(run, report, done.work.gm, done.tree, done.work.snapshots))
 
 
-def convert(prepared: Prepared) -> QuantizedModule:
+def convert(prepared: Prepared | QATModule) -> QuantizedModule:
     """The second half of :func:`compile`: lower a prepared and calibrated module to int8. It is used up.
+
+    One in quantization-aware training is not: it can be trained on, and converted again.
 
     Raises:
         StateError: it was not made by :func:`prepare`, or has seen no data.
     """
+    if isinstance(prepared, QATModule):
+        return QuantizedModule(convert_trained(prepared))
     if not isinstance(prepared, Prepared):
         raise StateError(f"convert takes what prepare gives, got {type(prepared).__name__}.")
     return QuantizedModule(prepared).freeze()

@@ -7,6 +7,7 @@ import inspect
 import operator
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,6 +100,9 @@ class _Tracer(fx.Tracer):
         self._autowrap_search.append(rnn)
         self._leaves, self._paths = leaves, paths
         self.path = ""
+        # Paths of modules whose calls gave back their input, and of those with calls that did not.
+        self.gave_back: set[str] = set()
+        self.computed: set[str] = set()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -117,6 +121,8 @@ class _Tracer(fx.Tracer):
         outer, self.path = self.path, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         self.path = outer  # not in a finally: after a failure it names the place
+        gives_back = bool(args) and result is args[0]
+        (self.gave_back if gives_back else self.computed).add(self.path_of_module(m))
         return result
 
 
@@ -131,17 +137,55 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModu
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
     work = copied(model).eval()
-    paths, classes = leaves(work, leaf_modules)
+    tracer, graph = _trace(work, *leaves(work, leaf_modules))
+    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A forward in both modes.
+
+    Attributes:
+        module: its graph in eval mode, on the model's own layers.
+        training: its graph in training mode.
+        identities: paths of modules, calls in either graph, that give back their input in eval mode.
+    """
+
+    module: fx.GraphModule
+    training: fx.Graph
+    identities: frozenset[str]
+
+
+def capture_modes(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> Captured:
+    """Trace ``model``, not a copy, in both modes; its modules are left in the modes they are in.
+
+    Arguments and errors as of :func:`capture`.
+    """
+    modes = {module: module.training for module in model.modules()}
+    paths, classes = leaves(model, leaf_modules)
+    try:
+        # What does nothing in eval mode (stochastic depth) is kept whole, whatever it does in training.
+        first, _ = _trace(model.eval(), paths, classes)
+        identities = frozenset(first.gave_back - first.computed)
+        tracer, evaluating = _trace(model, paths | identities, classes)
+        _, training = _trace(model.train(), paths | identities, classes)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return Captured(fx.GraphModule(tracer.root, evaluating, type(model).__name__), training, identities)
+
+
+def _trace(model: nn.Module, paths: frozenset[str], classes: tuple[type[nn.Module], ...]) -> tuple[_Tracer, fx.Graph]:
     tracer = _Tracer(classes, paths)
     try:
-        graph = tracer.trace(work)
+        graph = tracer.trace(model)
     except Exception as error:
         raise _untraceable(model, tracer.path, error) from error
     for node in graph.nodes:
         # Else the generated code would have fx wrap them for every trace to come, under a name that it cannot find.
         if node.target in SEQUENCES:
             node.meta.pop("is_wrapped", None)
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return tracer, graph
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from .errors import ConfigError, nearest
 WEIGHT_SCHEMES = ("per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine", "per_tensor_affine")
 ACTIVATION_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric")
 ROUNDINGS = ("nearest", "learned")
+SCALES = ("moving_average", "learned")
 SWITCH = ("auto", True, False)
 OBSERVERS = ("measured", "histogram", "minmax", "moving_average", "percentile", "entropy")
 
@@ -34,6 +35,9 @@ class QuantConfig:
         observer: how activation ranges are found: ``"histogram"`` (range of least squared error), ``"measured"``
             (for each value the range that is best for the layers that read it), ``"minmax"``, ``"moving_average"``,
             ``"percentile"`` (99.99 %, unless that costs more than it saves) or ``"entropy"`` (least KL divergence).
+        scales: how scales change in quantization-aware training: ``"moving_average"`` (of the extremes of activations;
+            scales of weights follow the weights) or ``"learned"`` (by gradient, LSQ: Esser et al. 2020,
+            arXiv:1902.08153; those of asymmetric weights follow the weights). Other schemes do not read it.
         weight_bits: 2 to 8; fewer than 8 run on the int8 kernels with the narrower range.
         rounding: of weights: ``"nearest"``, or ``"learned"`` (each weight up or down so that the layer's output error
             is least; Nagel et al. 2020, arXiv:2004.10568), which takes seconds to minutes.
@@ -60,6 +64,7 @@ class QuantConfig:
     weight: str = "per_channel_symmetric"
     activation: str = "per_tensor_affine"
     observer: str = "histogram"
+    scales: str = "moving_average"
     weight_bits: int = 8
     rounding: str = "nearest"
     rounding_seconds: float = 300.0
@@ -75,6 +80,7 @@ class QuantConfig:
             ("weight", WEIGHT_SCHEMES),
             ("activation", ACTIVATION_SCHEMES),
             ("observer", OBSERVERS),
+            ("scales", SCALES),
             ("rounding", ROUNDINGS),
             *((name, SWITCH) for name in ("equalize", "smooth", "absorb_bias", "correct_bias")),
             ("relu6_as_relu", (True, False)),

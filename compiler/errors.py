@@ -37,6 +37,10 @@ class StateError(FxquantError, RuntimeError):
     """A call that is not possible in the present state (for example pickling, or freezing twice)."""
 
 
+class TrainingError(FxquantError, RuntimeError):
+    """Quantization-aware training gives NaN or inf, or its data does not fit."""
+
+
 class CallError(FxquantError, RuntimeError):
     """A compiled module was called with what one of its layers does not take."""
 

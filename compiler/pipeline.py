@@ -99,15 +99,24 @@ class Work:
 
 def start(model: nn.Module, options: Options) -> Work:
     """Everything that needs no data: capture, one spelling, folding."""
-    gm = capture(model, options.leaf_modules)
-    work = Work(gm, options, parameter_bytes((*model.parameters(), *model.buffers())))
-    normalize(gm, options.backend.table)
-    work.snapshot("capture")
-    work.apply(FoldBatchNorm())
-    work.apply(EliminateNoops())
-    if options.config.relu6_as_relu:
-        work.apply(Relu6AsRelu())
+    work = Work(capture(model, options.leaf_modules), options, model_bytes(model))
+    simplify(work, FoldBatchNorm(), EliminateNoops())
     return work
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of its parameters and buffers."""
+    return parameter_bytes((*model.parameters(), *model.buffers()))
+
+
+def simplify(work: Work, fold_batchnorm: FoldBatchNorm, eliminate_noops: EliminateNoops) -> None:
+    """One spelling per op, and rewrites that need no data."""
+    normalize(work.gm, work.options.backend.table)
+    work.snapshot("capture")
+    work.apply(fold_batchnorm)
+    work.apply(eliminate_noops)
+    if work.options.config.relu6_as_relu:
+        work.apply(Relu6AsRelu())
 
 
 def prepare(work: Work, sample: Sample) -> Work:
@@ -202,12 +211,17 @@ def _at_once(assignment: Assignment) -> int:
 def convert(work: Work) -> tuple[Lowered, Report]:
     """From a calibrated graph to a verified, lowered one."""
     quantize(work)
+    return lower(work)
+
+
+def lower(work: Work, trained: bool = False) -> tuple[Lowered, Report]:
+    """From a frozen graph to a verified, lowered one. ``trained``: with its roundings, so that none may be left out."""
     assert work.assignment is not None
     if work.layers.wishes:
         absorb_relus(work.gm, work.layers, work.options.backend.table)
         Swap(work.options.backend)(work.gm, work.layers)
         work.gm.recompile()
-    frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons))
+    frozen = Frozen(work.gm, *work.sample[0], frozenset(work.assignment.reasons), trained)
     lowered = work.options.backend.lower(frozen)
     work.snapshot("lower")
     verify(lowered, work.assignment)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from torch import fx
 
 from ..backends.base import Call, OpTable
@@ -9,17 +11,20 @@ from .base import PassResult, finish
 
 
 class EliminateNoops:
-    """Exact: the table's row says when a call does nothing."""
+    """Exact: the table's row says when a call does nothing. The nodes in ``keep`` stay."""
 
     name = "eliminate_noops"
     exact = True
+
+    def __init__(self, keep: Container[fx.Node] = ()) -> None:
+        self.keep = keep
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
         count = 0
         for node in list(gm.graph.nodes):
             rule = table.of(node, modules)
-            if rule is None or rule.noop is None:
+            if rule is None or rule.noop is None or node in self.keep:
                 continue
             module = modules.get(str(node.target)) if node.op == "call_module" else None
             if rule.noop(Call(node, module, {})):

@@ -17,10 +17,17 @@ from .sharing import Sharing
 
 
 class FoldBatchNorm:
-    """Exact; refuses where the layer's output has other readers or the layer is called more than once."""
+    """Exact; refuses where the layer's output has other readers or the layer is called more than once.
+
+    With ``detached`` nothing is folded: the normalisation leaves the graph and is kept there by the layer's path, for
+    training, which needs the statistics of its batches.
+    """
 
     name = "fold_batchnorm"
     exact = True
+
+    def __init__(self, detached: dict[str, nn.Module] | None = None) -> None:
+        self.detached = detached
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
@@ -39,10 +46,15 @@ class FoldBatchNorm:
             reason = self._refusal(layer, modules[str(bn.target)], shared)
             if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_rule):
                 reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
+            if self.detached is not None and str(layer.target) in self.detached:
+                reason = f"not folded: '{layer.name}' has a normalisation already"
             if reason:
                 refusals[bn] = reason
                 continue
-            _fold(modules[str(layer.target)], modules[str(bn.target)], layer_rule)
+            if self.detached is None:
+                fold(modules[str(layer.target)], modules[str(bn.target)], layer_rule)
+            else:
+                self.detached[str(layer.target)] = modules[str(bn.target)]
             bn.replace_all_uses_with(layer)
             gm.graph.erase_node(bn)
             count += 1
@@ -61,7 +73,8 @@ class FoldBatchNorm:
 
 
 @torch.no_grad()
-def _fold(layer: nn.Module, bn: nn.Module, rule: OpRule) -> None:
+def fold(layer: nn.Module, bn: nn.Module, rule: OpRule) -> None:
+    """Change ``layer`` so that it does what ``bn`` behind it does with its running statistics."""
     mean, var = bn.running_mean, bn.running_var
     assert isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)
     # In double: a tiny variance would lose digits of W and b to fp32 twice.

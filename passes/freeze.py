@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,30 +12,32 @@ from torch import Tensor, fx, nn
 
 from ..backends.base import Backend, IntegerWeight, OpRule, Output
 from ..backends.units import Unit
-from ..compiler.normalize import padding_of
 from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
 from ..compiler.values import attribute
 from .assign_precision import Assignment
 from .base import finish
-from .layer_weight import output_channels
+from .layer_weight import function_arguments, output_channels
 from .weights import quantize_weight
 
 
-def freeze(gm: fx.GraphModule, assignment: Assignment, backend: Backend) -> int:
+def freeze(
+    gm: fx.GraphModule, assignment: Assignment, backend: Backend, trained: Mapping[str, IntegerWeight] | None = None
+) -> int:
     """Turn a calibrated graph into the frozen graph. Returns the number of quantized tensors (weights included).
 
     Every int8 value is a ``quantize`` followed by a ``dequantize`` with literal parameters, every op between
-    them a float op, and every quantized weight a ``dequantize_channels`` of an integer buffer.
+    them a float op, and every quantized weight a ``dequantize_channels`` of an integer buffer. ``trained`` are the
+    weights, by path, that were rounded already.
     """
     modules = dict(gm.named_modules())
     qparams: dict[fx.Node, QParams] = {}
     tops: dict[fx.Node, Top] = {}
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
-    weights: dict[str, IntegerWeight] = {}
-    joined = _joined_qparams(gm, assignment)
+    weights = dict(trained or {})
+    joined = joined_qparams(gm, assignment)
     for node in list(gm.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, Observer | QuantStub):
@@ -79,8 +82,18 @@ def channel_axis(gm: fx.GraphModule, unit: Unit) -> int:
     return 1 - attribute(gm, integer_weight(unit)).dim()
 
 
-def _joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:
-    """The qparams of every observer. Values that a ``cat`` joins get one set: requantizing them would round twice.
+def joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:
+    """The qparams of every observer; those of a joined set get one."""
+    found: dict[Observer, QParams] = {}
+    for group in joined_observers(gm, assignment):
+        members = [o for o in group if not isinstance(o, FixedObserver)]
+        shared = joint_qparams(members) if len(members) > 1 else None
+        found |= {o: shared if shared and o in members else o.qparams() for o in group}
+    return found
+
+
+def joined_observers(gm: fx.GraphModule, assignment: Assignment) -> list[list[Observer]]:
+    """Sets of observers whose values a ``cat`` joins; all others alone. Requantizing them would round twice.
 
     A DenseNet concatenates the same features again and again, so the sets are joined over all its cats.
     """
@@ -100,12 +113,8 @@ def _joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer
             source_node = units[node].inputs[0]
             if source_node in observers:
                 observers[node] = observers[source_node]
-    found: dict[Observer, QParams] = {}
-    for group in nx.connected_components(groups):
-        members = [o for o in group if not isinstance(o, FixedObserver)]
-        shared = joint_qparams(members) if len(members) > 1 else None
-        found |= {o: shared if shared and o in members else o.qparams() for o in group}
-    return found
+    order = {o: i for i, o in enumerate(groups)}
+    return [sorted(group, key=order.__getitem__) for group in nx.connected_components(groups)]
 
 
 def _insert_pair(gm: fx.GraphModule, value: fx.Node, known: QParams, after: fx.Node) -> fx.Node:
@@ -173,15 +182,13 @@ def _freeze_weight(
         once = sum(n.op == "call_module" and n.target == path for n in gm.graph.nodes) == 1
         top = top if once else None
         done[path] = quantize_weight(layer, unit.rule, assignment.config_of(unit), backend, top)
-        _hold(gm, path, done[path], layer, unit.rule)
+    _hold(gm, path, done[path], layer, unit.rule)
     with gm.graph.inserting_before(node):
         parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))
         looks_up = unit.rule.output is Output.WEIGHT_ONLY
         bias = None if looks_up else gm.graph.get_attr(f"{path}_int8_bias")
-    call_args = {name: value for name in unit.rule.param_names if (value := getattr(layer, name, None)) is not None}
-    if "padding" in call_args:
-        call_args["padding"] = padding_of(layer)
+    call_args = function_arguments(layer, unit.rule)
     args = (node.args[0], weight)
     kwargs: dict[str, Any] = {"bias": bias, **call_args} if bias else call_args
     assert unit.rule.functional is not None

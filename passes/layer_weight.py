@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.base import OpRule
+from ..compiler.normalize import padding_of
 
 
 def by_channels(layer: nn.Module, rule: OpRule) -> Tensor:
@@ -28,6 +29,12 @@ def input_channels(layer: nn.Module, rule: OpRule) -> int:
     """How many channels a weighted layer reads."""
     weight: Any = layer.weight
     return int(weight.shape[0] if rule.channel_axis == 1 else weight.shape[1] * getattr(layer, "groups", 1))
+
+
+def function_arguments(layer: nn.Module, rule: OpRule) -> dict[str, Any]:
+    """What ``rule.functional`` takes beside the input, the weight and the bias, to do what ``layer`` does."""
+    arguments = {name: value for name in rule.param_names if (value := getattr(layer, name, None)) is not None}
+    return arguments | {"padding": padding_of(layer)} if "padding" in arguments else arguments
 
 
 @torch.no_grad()

@@ -88,8 +88,21 @@ def widest_scale(
 ) -> Tensor:
     """The symmetric scale that clips nothing: what :func:`weight_grid` would at most choose. Arguments as there."""
     largest = _rows(rule, config, weight).abs().amax(1) / (2 ** (config.weight_bits - 1) - 1)
+    return raised(largest, layer, rule, config, backend, weight, top)
+
+
+def raised(
+    scale: Tensor,
+    layer: nn.Module,
+    rule: OpRule,
+    config: QuantConfig,
+    backend: Backend,
+    weight: Tensor,
+    top: Tensor | None,
+) -> Tensor:
+    """``scale``, or what the kernels compute exactly where that is larger. Arguments as of :func:`weight_grid`."""
     floor = _floor(layer, rule, config, backend, weight, top)
-    return largest if floor is None else torch.maximum(largest, floor)
+    return scale if floor is None else torch.maximum(scale, floor)
 
 
 def _rows(rule: OpRule, config: QuantConfig, weight: Tensor) -> Tensor:

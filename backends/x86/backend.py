@@ -70,7 +70,8 @@ class X86Backend:
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit."""
         graph = FrozenGraph(frozen, self.table)
-        enter_in_fp32(graph, self.tuner)
+        if not frozen.trained:
+            enter_in_fp32(graph, self.tuner)
         fuse(graph, self.tuner)
         emitter, kernels = Lowering(FrozenGraph(frozen, self.table), self.tuner).emit()
         self.tuner.save()

@@ -12,9 +12,11 @@ from .compiler.errors import (
     FxquantError,
     ModelError,
     StateError,
+    TrainingError,
     VerificationError,
 )
 from .compiler.module import Prepared, QuantizedModule
+from .compiler.qat_module import QATModule
 from .compiler.report import Report, Row
 
 __version__ = "0.1.0"
@@ -27,12 +29,14 @@ __all__ = [
     "FxquantError",
     "ModelError",
     "Prepared",
+    "QATModule",
     "QuantConfig",
     "QuantizedModule",
     "Report",
     "Row",
     "StateError",
     "Target",
+    "TrainingError",
     "VerificationError",
     "compile",
     "convert",

@@ -1,0 +1,194 @@
+"""Training mode in a traced graph: dropout, and other arguments that depend on ``self.training``.
+
+A graph is traced in eval mode. Traced again in training mode, the same forward differs from it in the arguments
+that read ``self.training``; where it differs in more, no one graph serves both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from ..backends.base import OpTable
+from .capture import Captured
+from .errors import CaptureError, where
+from .overrides import module_path
+
+DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
+class Dropout(nn.Module):
+    """A function that drops values while the module in whose forward it stands is in training mode."""
+
+    def __init__(self, owner: nn.Module, drop: Callable[..., Tensor], p: float) -> None:
+        super().__init__()
+        self._owner, self.drop, self.p = (owner,), drop, p  # in a tuple: no submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x``, or what is left of it."""
+        return self.drop(x, self.p, self._owner[0].training)
+
+
+class ByMode(nn.Module):
+    """An argument with one value while the module in whose forward it stands is in training mode, and another else."""
+
+    def __init__(self, owner: nn.Module, training: Any, evaluating: Any) -> None:
+        super().__init__()
+        self._owner, self.training_value, self.evaluating_value = (owner,), training, evaluating
+
+    def forward(self) -> Any:
+        """The value at present."""
+        return self.training_value if self._owner[0].training else self.evaluating_value
+
+
+@dataclass
+class Modes:
+    """What of a graph depends on the mode.
+
+    Attributes:
+        dropouts: modules that do nothing in eval mode, by the nodes that stand for them.
+        taken: for each that was taken out of the graph, in order: its module, and what read it at which place.
+        placed: the nodes that depend on the mode, while the graph is one for training.
+    """
+
+    dropouts: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    taken: dict[fx.Node, list[tuple[fx.Node, int]]] = field(default_factory=dict)
+    placed: list[fx.Node] = field(default_factory=list)
+
+    def take_out(self, gm: fx.GraphModule) -> None:
+        """Let what reads a dropout read what that drops from, so that the graph is as at inference."""
+        for node in list(gm.graph.nodes):
+            if node in self.dropouts:
+                self.taken[node] = [(u, i) for u in node.users for i, n in enumerate(_inputs(u)) if n is node]
+                node.replace_all_uses_with(node.args[0])
+                gm.graph.erase_node(node)
+        gm.recompile()
+
+    def put_back(self, gm: fx.GraphModule) -> None:
+        """Drop values again, behind the fake-quants that were placed since."""
+        present, made = set(gm.graph.nodes), dict[fx.Node, list[fx.Node]]()
+        for taken, uses in reversed(self.taken.items()):
+            made[taken] = []
+            by_value: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
+            for reader, place in uses:
+                for now in made.get(reader, [reader] if reader in present else []):
+                    by_value.setdefault(_inputs(now)[place], []).append((now, place))
+            for number, (value, readers) in enumerate(by_value.items()):
+                name = f"{taken.name}_{number}_drop"
+                gm.add_module(name, self.dropouts[taken])
+                with gm.graph.inserting_after(value):
+                    node = gm.graph.call_module(name, (value,))
+                for reader, place in readers:
+                    _replace_input(reader, place, node)
+                made[taken].append(node)
+        self.placed += [n for nodes in made.values() for n in nodes]
+        self.dropouts, self.taken = {}, {}
+        gm.recompile()
+
+    def settle(self, gm: fx.GraphModule) -> None:
+        """Make the graph one for inference."""
+        for node in self.placed:
+            module = gm.get_submodule(str(node.target))
+            if isinstance(module, ByMode):
+                for user in list(node.users):
+                    for place in [i for i, n in enumerate(_inputs(user)) if n is node]:
+                        _replace_input(user, place, module.evaluating_value)
+            else:
+                node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+        self.placed = []
+        gm.recompile()
+
+
+def _inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments of ``node``, in order, each as often as it stands there."""
+    found: list[fx.Node] = []
+    map_arg((node.args, node.kwargs), found.append)
+    return found
+
+
+def _replace_input(node: fx.Node, place: int, value: Any) -> None:
+    """Let the argument that :func:`_inputs` has at ``place`` be ``value``."""
+    places: Iterator[int] = iter(range(len(_inputs(node))))
+    node.args, node.kwargs = map_arg((node.args, node.kwargs), lambda n: value if next(places) == place else n)
+
+
+def find_modes(captured: Captured, tree: nn.Module, table: OpTable) -> Modes:
+    """What of a captured graph depends on the mode; arguments that do become calls of :class:`ByMode`.
+
+    Args:
+        captured: the forward of ``tree`` in both modes.
+
+    Raises:
+        CaptureError: the forward takes another path in training mode.
+    """
+    gm, modes = captured.module, Modes()
+    modules = dict(gm.named_modules())
+    pairs = list(zip(gm.graph.nodes, captured.training.nodes, strict=False))
+    same = {theirs: ours for ours, theirs in pairs}
+    for ours, theirs in pairs:
+        if (ours.op, ours.target) != (theirs.op, theirs.target):
+            raise _other_path(theirs)
+        rule = table.of(ours, modules)
+        if ours.op == "call_module" and (str(ours.target) in captured.identities or (rule and rule.name == "dropout")):
+            modes.dropouts[ours] = modules[str(ours.target)]
+            continue
+        owner = tree.get_submodule(module_path(ours))
+        if ours.target in DROPOUTS and (ours.args, ours.kwargs) != (theirs.args, theirs.kwargs):
+            call = inspect.signature(ours.target).bind(*theirs.args, **theirs.kwargs)
+            call.apply_defaults()
+            if call.arguments["training"] is True:
+                modes.dropouts[ours] = Dropout(owner, ours.target, call.arguments["p"])
+                continue
+
+        def by_mode(evaluating: Any, training: Any, ours: fx.Node = ours, owner: nn.Module = owner) -> fx.Node:
+            name = f"{ours.name}_mode_{len(modes.placed)}"
+            gm.add_module(name, ByMode(owner, training, evaluating))
+            with gm.graph.inserting_before(ours):
+                modes.placed.append(gm.graph.call_module(name))
+            return modes.placed[-1]
+
+        merge = _Merge(same, by_mode, theirs)
+        ours.args, ours.kwargs = merge(ours.args, theirs.args), merge(ours.kwargs, theirs.kwargs)
+    if len(pairs) != len(captured.training.nodes):
+        raise _other_path(pairs[-1][1])
+    return modes
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Arguments that a node has in both traces, as those of one node."""
+
+    same: Mapping[fx.Node, fx.Node]  # nodes of the graph by those of the trace in training mode
+    by_mode: Callable[[Any, Any], fx.Node]
+    node: fx.Node  # of the trace in training mode
+
+    def __call__(self, ours: Any, theirs: Any) -> Any:
+        if isinstance(theirs, fx.Node):
+            if self.same.get(theirs) is not ours:
+                raise _other_path(self.node)
+            return ours
+        if type(ours) is type(theirs) and isinstance(ours, list | tuple) and len(ours) == len(theirs):
+            parts = [self(a, b) for a, b in zip(ours, theirs, strict=True)]
+            return type(ours)(*parts) if hasattr(ours, "_fields") else type(ours)(parts)
+        if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+            return {key: self(ours[key], theirs[key]) for key in ours}
+        if isinstance(ours, slice) and isinstance(theirs, slice):
+            return slice(*(self(getattr(ours, k), getattr(theirs, k)) for k in ("start", "stop", "step")))
+        if isinstance(ours, fx.Node):
+            raise _other_path(self.node)
+        return ours if ours is theirs or ours == theirs else self.by_mode(ours, theirs)
+
+
+def _other_path(node: fx.Node) -> CaptureError:
+    return CaptureError(
+        f"The forward takes another path in training mode than in eval mode, at {where(node)}. Training through a graph "
+        "needs one path for both: turn off what only training computes (auxiliary outputs, for example), or put it in "
+        "a module of its own and name that in leaf_modules."
+    )

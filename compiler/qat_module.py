@@ -1,0 +1,206 @@
+"""What :func:`fxquant.prepare` returns for quantization-aware training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..passes.fake_quants import Simulation
+from .errors import ConfigError, StateError
+from .module import Compiled
+from .qat import Training, convert
+from .values import attribute
+
+OURS = "fake_quants"
+NEVER = -1
+
+
+class FakeQuants(nn.Module):
+    """The fake-quants of a model, and how far its training has come: all state that is not the model's own.
+
+    Attributes:
+        steps: forward passes in training so far.
+        freeze_observers_at, freeze_batchnorm_at: the step from which on they are frozen; -1 is never.
+        observers_frozen: whether they are.
+    """
+
+    steps: Tensor
+    freeze_observers_at: Tensor
+    freeze_batchnorm_at: Tensor
+    observers_frozen: Tensor
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        for path, fake_quant in simulation.activations.items():
+            if path not in simulation.known:
+                self.add_module(path.replace(".", "_"), fake_quant)
+        for path, layer in simulation.layers.items():
+            if layer.rounds is not None:
+                self.add_module(f"{path.replace('.', '_')}_weight", layer.rounds)
+        self.register_buffer("steps", torch.tensor(0))
+        self.register_buffer("freeze_observers_at", torch.tensor(NEVER))
+        self.register_buffer("freeze_batchnorm_at", torch.tensor(NEVER))
+        self.register_buffer("observers_frozen", torch.tensor(False))
+        self.register_load_state_dict_post_hook(_thaw_or_freeze)
+
+    def due(self, at: Tensor) -> bool:
+        """Whether step ``at`` has come."""
+        return NEVER < int(at) <= int(self.steps)
+
+
+def _thaw_or_freeze(fake_quants: FakeQuants, incompatible: Any) -> None:
+    for each in fake_quants.children():
+        each.frozen = bool(fake_quants.observers_frozen)
+
+
+class QATModule(nn.Module):
+    """A model that trains through its int8 roundings: train it like the float one.
+
+    Its modules, parameters and buffers are copies of the model's, under the model's names; what is added is in
+    ``fake_quants``. A checkpoint of the float model loads into it, and ``float_state_dict()`` into the float model.
+    :func:`fxquant.convert` makes it int8; it can be trained on afterwards.
+    """
+
+    fake_quants: FakeQuants
+
+    def __init__(self, training: Training, fake_quants: FakeQuants | None = None) -> None:
+        super().__init__()
+        tree = training.tree
+        if OURS in tree._modules:
+            raise ConfigError(f"The model has a module named {OURS!r}, as fxquant names its own. Rename it.")
+        fake_quants = fake_quants or FakeQuants(training.simulation)
+        self.__dict__.update(
+            _training=training,
+            _parameters=tree._parameters,
+            _buffers=tree._buffers,
+            _non_persistent_buffers_set=tree._non_persistent_buffers_set,
+            _modules={**tree._modules, OURS: fake_quants},
+            training=tree.training,
+        )
+        fake_quants.train(tree.training)
+        self.register_load_state_dict_pre_hook(_take_float_checkpoint)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's forward takes and gives, with activations and weights rounded.
+
+        In training mode, with gradients on, a call is a step: ranges follow, and schedules advance.
+
+        Raises:
+            TrainingError: an activation whose range is followed holds NaN or inf.
+        """
+        ours = self.fake_quants
+        stepping = self.training and torch.is_grad_enabled()
+        if stepping:
+            if ours.due(ours.freeze_observers_at) and not ours.observers_frozen:
+                self._training.simulation.freeze_observers()
+                ours.observers_frozen.fill_(True)
+            ours.steps += 1
+        if self.training and ours.due(ours.freeze_batchnorm_at):
+            for norm in self._norms():
+                norm.training = False
+        result = self._training.work.gm(*args, **kwargs)
+        if stepping and not ours.observers_frozen:
+            self._agree()
+        return result
+
+    def _norms(self) -> Iterator[nn.Module]:
+        return (m for m in self.modules() if isinstance(m, _BatchNorm))
+
+    def _agree(self) -> None:
+        """Make the ranges of all ranks the mean of theirs, as their gradients are."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return
+        following = [f for f in self._training.simulation.activations.values() if not f.frozen]
+        if following:
+            ranges = torch.stack([f.range for f in following])
+            dist.all_reduce(ranges)
+            for fake_quant, mean in zip(following, ranges / dist.get_world_size(), strict=True):
+                fake_quant.range.copy_(mean)
+
+    def freeze_observers(self, after: float | None = None, steps: int | None = None) -> None:
+        """Let the scales of activations and weights stay as they are: now, or from a step of training on.
+
+        Args:
+            after: share of the ``steps`` of the whole training (calls in training mode), from 0 to 1.
+            steps: their number.
+
+        Raises:
+            ConfigError: one is given without the other, or out of range.
+        """
+        self.fake_quants.freeze_observers_at.fill_(self._step(after, steps))
+
+    def freeze_batchnorm(self, after: float | None = None, steps: int | None = None) -> None:
+        """Let batch normalisations use and keep their running statistics; arguments as of :meth:`freeze_observers`.
+
+        Their weights and biases go on training, and are folded into the layers before them as they will be in int8.
+        """
+        self.fake_quants.freeze_batchnorm_at.fill_(self._step(after, steps))
+
+    def _step(self, after: float | None, steps: int | None) -> int:
+        if after is None and steps is None:
+            return int(self.fake_quants.steps)
+        if after is None or steps is None:
+            raise ConfigError("after= is a share of steps=, the number of training steps: give both, or neither.")
+        if isinstance(after, bool) or not isinstance(after, int | float) or not 0 <= after <= 1:
+            raise ConfigError(f"after is {after!r}; it must be a number from 0 to 1, a share of the steps.")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ConfigError(f"steps is {steps!r}; it must be a positive int.")
+        return round(after * steps)
+
+    def float_state_dict(self) -> dict[str, Tensor]:
+        """The part of ``state_dict()`` that is the model's own: what the float model loads."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(f"{OURS}.")}
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The graph that trains."""
+        return self._training.work.gm
+
+    @property
+    def snapshots(self) -> Mapping[str, str]:
+        """The graph after each step of the pipeline, if prepared with ``snapshots=True``."""
+        return self._training.work.snapshots
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QATModule:
+        super()._apply(fn, recurse)
+        # Buffers are new tensors now: those that the graph reads by name are to be the tree's.
+        gm, tree = self.graph, self._training.tree
+        for node in gm.graph.nodes:
+            owner, _, leaf = str(node.target).rpartition(".")
+            if node.op == "get_attr" and leaf in gm.get_submodule(owner)._buffers:
+                gm.get_submodule(owner)._buffers[leaf] = attribute(tree, node)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QATModule:
+        training = copy.deepcopy(self._training, memo)
+        twin = type(self)(training, copy.deepcopy(self.fake_quants, memo))
+        memo[id(self)] = twin
+        return twin
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "A module in quantization-aware training cannot be pickled. Save its state_dict(); to resume, prepare the "
+            "float model again in the same way, and load it."
+        )
+
+
+def convert_trained(prepared: QATModule) -> Compiled:
+    """The int8 form of a module in training, which is left as it is."""
+    training = copy.deepcopy(prepared).eval()._training
+    lowered, report = convert(training)
+    work = training.work
+    return Compiled(lowered.run, report, work.gm, work.gm, work.snapshots)
+
+
+def _take_float_checkpoint(
+    module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any
+) -> None:
+    """A checkpoint without any state of ours is the float model's: what we have stays."""
+    if not any(key.startswith(f"{prefix}{OURS}.") for key in state_dict):
+        state_dict.update(module.fake_quants.state_dict(prefix=f"{prefix}{OURS}."))

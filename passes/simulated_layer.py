@@ -1,0 +1,165 @@
+r"""Layers of a model in training whose weights are rounded as their int8 kernels will have them.
+
+A batch normalisation behind a layer is folded into it for inference (:mod:`.fold_batchnorm`), so it is the folded
+weight that must be rounded, though in training the statistics of the batch normalise, which are known only behind the
+layer. With :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` of the running variance, the layer computes with
+:math:`round(g W)`, its output is divided by :math:`g` again, and then normalised as ever (the scale-factor method:
+Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2). With running statistics (in eval mode, or once the batch
+normalisation is frozen) both fold exactly as they will.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.base import Backend, IntegerWeight, OpRule
+from ..compiler.config import QuantConfig
+from ..compiler.fake_quantize import fake_quantize_channels
+from ..compiler.qdq import along
+from .layer_weight import function_arguments
+from .weights import WeightGrid, raised, weight_grid
+
+TINY = 1e-12  # a channel with a smaller gain gives nothing: it is not divided by it
+
+
+class WeightFakeQuantize(nn.Module):
+    """Rounds a weight to the grid that the static scheme would give it, or to one whose scale is learned.
+
+    Until :meth:`freeze` the grid follows the weight, or ``theta``. In either case no scale falls below what the
+    kernels compute exactly.
+
+    Attributes:
+        theta: log of the scales against those of the grid at the start, one for each; None where not learned.
+        scale, zero_point: of the grid at the start, or when it was frozen.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor) -> None:
+        super().__init__()
+        self._kind = (layer, rule, config, backend)
+        self.frozen = False
+        grid = weight_grid(*self._kind, weight.detach(), None)
+        self.axis, self.qmin, self.qmax = grid.axis, grid.low, grid.high
+        self.register_buffer("scale", grid.scale.clone())
+        self.register_buffer("zero_point", grid.zero_point.clone())
+        learned = config.scales == "learned" and config.weight_symmetric
+        self.theta = nn.Parameter(torch.zeros_like(grid.scale)) if learned else None
+
+    @torch.no_grad()
+    def grid(self, weight: Tensor) -> WeightGrid:
+        """What ``weight`` is rounded to now."""
+        if self.theta is None and not self.frozen:
+            return weight_grid(*self._kind, weight.detach(), None)
+        learns = self.theta is not None and not self.frozen
+        scale = self.scale * self.theta.exp() if learns and self.theta is not None else self.scale
+        if self._kind[2].weight_symmetric:
+            scale = raised(scale, *self._kind, weight.detach(), None)
+        return WeightGrid(scale, self.zero_point, self.axis, self.qmin, self.qmax)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight``, folded already, rounded."""
+        grid = self.grid(weight)
+        theta = self.theta * 0.0 if self.theta is not None and self.frozen else self.theta
+        return fake_quantize_channels(weight, grid.scale, grid.zero_point, grid.axis, grid.low, grid.high, theta)
+
+    @torch.no_grad()
+    def freeze(self, weight: Tensor) -> None:
+        """Let the grid be what it is for ``weight`` from now on."""
+        if not self.frozen:
+            grid = self.grid(weight)
+            self.scale.copy_(grid.scale)
+            self.zero_point.copy_(grid.zero_point)
+            self.frozen = True
+
+
+class SimulatedLayer(nn.Module):
+    """A weighted layer with rounded weights, together with the batch normalisation behind it.
+
+    It holds both without making them its submodules: they are the model's own, which keep their names.
+
+    Attributes:
+        path: of the layer in the model.
+        rounds: the fake-quant of its weight; None for one that stays in fp32.
+    """
+
+    def __init__(self, path: str, layer: nn.Module, norm: nn.Module | None, rule: OpRule) -> None:
+        super().__init__()
+        self.path, self.rule = path, rule
+        self._own: tuple[nn.Module, nn.Module | None, WeightFakeQuantize | None] = (layer, norm, None)
+
+    def round_weight(self, config: QuantConfig, backend: Backend) -> None:
+        """Round the weight from now on."""
+        layer, norm, _ = self._own
+        self._own = (layer, norm, WeightFakeQuantize(layer, self.rule, config, backend, self.folded_weight()))
+
+    @property
+    def layer(self) -> Any:
+        """The model's convolution, linear layer or embedding."""
+        return self._own[0]
+
+    @property
+    def norm(self) -> Any:
+        """The batch normalisation behind it, if any."""
+        return self._own[1]
+
+    @property
+    def rounds(self) -> WeightFakeQuantize | None:
+        return self._own[2]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer, and its normalisation, give of ``x``."""
+        layer, norm, rounds = self._own
+        if rounds is None:
+            return norm(layer(x)) if norm is not None else layer(x)
+        if norm is None:
+            return self._call(x, rounds(layer.weight), getattr(layer, "bias", None))
+        if not norm.training:
+            return self._call(x, rounds(self.folded_weight()), self._folded_bias())
+        gain = self._gain().detach()
+        gain = torch.where(gain.abs() < TINY, 1.0, gain)
+        given = self._call(x, rounds(layer.weight * along(gain, layer.weight, self.rule.channel_axis)), None)
+        channels = 1 if given.dim() > 2 else -1
+        plain = given / along(gain, given, channels)
+        return norm(plain if layer.bias is None else plain + along(layer.bias, given, channels))
+
+    def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        arguments = function_arguments(self.layer, self.rule)
+        if "sparse" in arguments:
+            arguments["sparse"] = False  # the gradient passes through the rounding, which is dense
+        given = {} if bias is None else {"bias": bias}
+        assert self.rule.functional is not None
+        result: Tensor = self.rule.functional(x, weight, **given, **arguments)
+        return result
+
+    def _gain(self) -> Tensor:
+        norm = self.norm
+        gain: Tensor = torch.rsqrt(norm.running_var + norm.eps)
+        return gain if norm.weight is None else gain * norm.weight
+
+    def folded_weight(self) -> Tensor:
+        """The weight with the normalisation by running statistics in it."""
+        weight: Tensor = self.layer.weight
+        return weight if self.norm is None else weight * along(self._gain(), weight, self.rule.channel_axis)
+
+    def _folded_bias(self) -> Tensor:
+        norm, bias = self.norm, self.layer.bias
+        shifted: Tensor = (-norm.running_mean if bias is None else bias - norm.running_mean) * self._gain()
+        return shifted if norm.bias is None else shifted + norm.bias
+
+    def freeze(self) -> None:
+        """Let the scales of the weight be what they are from now on."""
+        if self.rounds is not None:
+            self.rounds.freeze(self.folded_weight())
+
+    def integers(self) -> IntegerWeight | None:
+        """The rounded weight, folded as for inference; None for a layer in fp32."""
+        if self.rounds is None:
+            return None
+        weight = self.folded_weight().detach()
+        grid = self.rounds.grid(weight)
+        return IntegerWeight(grid.integers(weight), grid.scale, grid.zero_point, grid.axis)
