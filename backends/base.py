@@ -210,12 +210,15 @@ class Lowered:
         frozen: the frozen graph as executed (fusions that drop a rounding are visible in it).
         kernels: what each node of that graph became; nodes that a kernel swallowed are left out.
         weight_bytes: bytes of parameters in the executed form.
+        apart: takes inputs of the model, and tells by ``quantize`` node of the frozen graph how many steps the kernel
+            is from it, given the same integers; None where the frozen graph itself is executed.
     """
 
     run: Callable[..., Any]
     frozen: Frozen
     kernels: Mapping[fx.Node, str]
     weight_bytes: int
+    apart: Callable[..., Mapping[fx.Node, int]] | None = None
 
 
 class Backend(Protocol):

@@ -55,17 +55,17 @@ class _FakeQuantize(torch.autograd.Function):
             passed = torch.ops.aten.hardtanh_backward(grad, x / scale + zero_point, qmin - 0.5, qmax + 0.5)
         by_scale = None
         if theta is not None and theta.numel() == 1:
-            by_scale = (_dot(grad, rounded) - _dot(passed, x)).mul_(gain).reshape(theta.shape)
+            by_scale = ((_dot(grad, rounded) - _dot(passed, x)) * gain).reshape(theta.shape)
         elif theta is not None:
             product = grad * rounded - passed * x
-            by_scale = product.sum([d for d in range(x.dim()) if scale.shape[d] == 1]).mul_(gain)
+            by_scale = product.sum([d for d in range(x.dim()) if scale.shape[d] == 1]) * gain
         return passed, by_scale, None, None, None, None, None
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    if a.stride() == b.stride() and a.is_non_overlapping_and_dense():
-        return torch.dot(*(t.as_strided((t.numel(),), (1,), t.storage_offset()) for t in (a, b)))
-    return (a * b).sum()
+    """The sum of products, without a tensor of them, nor a copy where both lie alike in memory."""
+    order = sorted(range(a.dim()), key=a.stride, reverse=True)
+    return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
 
 
 def fake_quantize(x: Tensor, known: QParams, theta: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from ...compiler.errors import ConfigError
 from ..base import Frozen, Lowered, Target
 from ..dynamic import DynamicLayer, Layer
 from . import saturation
+from .apart import Apart
 from .engine import take_deprecation_warning
 from .entry import enter_in_fp32
 from .executors import EXECUTORS, graph_forms
@@ -73,7 +74,9 @@ class X86Backend:
         if not frozen.trained:
             enter_in_fp32(graph, self.tuner)
         fuse(graph, self.tuner)
-        emitter, kernels = Lowering(FrozenGraph(frozen, self.table), self.tuner).emit()
+        lowering = Lowering(FrozenGraph(frozen, self.table), self.tuner)
+        emitter, kernels = lowering.emit()
         self.tuner.save()
         run = EXECUTORS[self.executor](emitter, frozen)
-        return Lowered(run, frozen, kernels, emitter.weight_bytes())
+        apart = Apart(frozen.module, emitter, lowering.int8)
+        return Lowered(run, frozen, kernels, emitter.weight_bytes(), apart)
