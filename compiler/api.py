@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -105,6 +105,18 @@ def compile(
         trained = train(prepared)
         return convert(trained if isinstance(trained, QATModule) else prepared)
     return QuantizedModule(prepared) if calibration is None else convert(prepared)
+
+
+@overload
+def prepare(model: nn.Module, scheme: Literal["qat"], **options: Any) -> QATModule: ...
+
+
+@overload
+def prepare(model: nn.Module, scheme: Literal["static"] = "static", **options: Any) -> Prepared: ...
+
+
+@overload
+def prepare(model: nn.Module, scheme: str, **options: Any) -> Prepared | QATModule: ...
 
 
 def prepare(

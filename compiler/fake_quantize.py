@@ -98,7 +98,7 @@ def _gain(scale: Any, numbers: int, qmax: int) -> Any:
 class FakeQuantize(nn.Module):
     """Rounds an activation to uint8 and back; its range follows the values, or is learned.
 
-    In training mode, until :meth:`freeze`, the range is an exponential moving average of each batch's extremes, or
+    In training mode with gradients on, until :meth:`freeze`, the range is an exponential moving average of each batch's extremes, or
     moves by the gradient of ``theta``. In eval mode it stays as it is.
 
     Attributes:
@@ -131,7 +131,7 @@ class FakeQuantize(nn.Module):
             TrainingError: ``x`` holds NaN or inf while its range is followed.
         """
         theta = self.joined[0].theta
-        if self.training and not self.frozen and theta is None and x.numel():
+        if self.training and torch.is_grad_enabled() and not self.frozen and theta is None and x.numel():
             self._follow(x.detach())
         # A frozen theta stays in the graph with a gradient of zero: DistributedDataParallel waits for one.
         return fake_quantize(x, self.qparams(), theta * 0.0 if theta is not None and self.frozen else theta)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backends.base import Lowered
 from ..backends.units import Matched, Unit
@@ -125,15 +127,39 @@ def prepare_training(model: nn.Module, options: Options, calibration: Iterable[A
     sample = Sample()
     sample.fill(batches)
     begin(training, sample)
-    modes = {module: module.training for module in training.tree.modules()}
-    training.tree.eval()
-    # Copies: a loader may refill one buffer.
-    for number, batch in enumerate(itertools.chain(list(sample), batches)):
-        run_batch(gm, batch, number)
-    for module, mode in modes.items():
-        module.training = mode
+    with _as_if_trained(training.tree):
+        # Copies: a loader may refill one buffer.
+        for number, batch in enumerate(itertools.chain(list(sample), batches)):
+            run_batch(gm, batch, number)
     place(training)
     return training
+
+
+@contextlib.contextmanager
+def _as_if_trained(tree: nn.Module) -> Iterator[None]:
+    """In eval mode, but that normalisations which have seen no batch yet use the statistics of the batch at hand.
+
+    Those they start with say nothing about the ranges that training will see.
+    """
+    modes = {module: module.training for module in tree.modules()}
+    tree.eval()
+    fresh = [m for m in tree.modules() if isinstance(m, _BatchNorm) and _is_fresh(m)]
+    kept = [copy.deepcopy(norm.state_dict()) for norm in fresh]
+    for norm in fresh:
+        norm.train()
+    try:
+        yield
+    finally:
+        for norm, state in zip(fresh, kept, strict=True):
+            norm.load_state_dict(state)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _is_fresh(norm: _BatchNorm) -> bool:
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return False
+    return not norm.num_batches_tracked and not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
 def begin(training: Training, sample: Sample) -> None:

@@ -102,17 +102,23 @@ class QATModule(nn.Module):
         ours = self.fake_quants
         stepping = self.training and torch.is_grad_enabled()
         if stepping:
-            if ours.due(ours.freeze_observers_at) and not ours.observers_frozen:
-                self._training.simulation.freeze_observers()
-                ours.observers_frozen.fill_(True)
+            self._freeze_if_due()
             ours.steps += 1
         if self.training and ours.due(ours.freeze_batchnorm_at):
             for norm in self._norms():
                 norm.training = False
+        # The root of the copied tree is not this module, but functions called in its forward ask it for the mode.
+        self._training.tree.training = self.training
         result = self._training.work.gm(*args, **kwargs)
         if stepping and not ours.observers_frozen:
             self._agree()
         return result
+
+    def _freeze_if_due(self) -> None:
+        ours = self.fake_quants
+        if ours.due(ours.freeze_observers_at) and not ours.observers_frozen:
+            self._training.simulation.freeze_observers()
+            ours.observers_frozen.fill_(True)
 
     def _norms(self) -> Iterator[nn.Module]:
         return (m for m in self.modules() if isinstance(m, _BatchNorm))
@@ -139,6 +145,7 @@ class QATModule(nn.Module):
             ConfigError: one is given without the other, or out of range.
         """
         self.fake_quants.freeze_observers_at.fill_(self._step(after, steps))
+        self._freeze_if_due()
 
     def freeze_batchnorm(self, after: float | None = None, steps: int | None = None) -> None:
         """Let batch normalisations use and keep their running statistics; arguments as of :meth:`freeze_observers`.

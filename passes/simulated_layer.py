@@ -20,22 +20,25 @@ from ..compiler.config import QuantConfig
 from ..compiler.fake_quantize import fake_quantize_channels
 from ..compiler.qdq import along
 from .layer_weight import function_arguments
-from .weights import WeightGrid, raised, weight_grid
+from .weights import WeightGrid, raised, weight_grid, widest_scale
 
 TINY = 1e-12  # a channel with a smaller gain gives nothing: it is not divided by it
 
 
 class WeightFakeQuantize(nn.Module):
-    """Rounds a weight to the grid that the static scheme would give it, or to one whose scale is learned.
+    """Rounds a weight to the grid that the static scheme would give it, or to one that is learned.
 
-    Until :meth:`freeze` the grid follows the weight, or ``theta``. In either case no scale falls below what the
-    kernels compute exactly.
+    Learned is the share of its range that a scale covers, for the folded weight grows and shrinks with the statistics of
+    the normalisation. Until :meth:`freeze` the grid follows the weight in either case, and no scale ever falls below
+    what the kernels compute exactly.
 
     Attributes:
-        theta: log of the scales against those of the grid at the start, one for each; None where not learned.
+        share: of the range of the weight, for each scale, at the start.
+        theta: log of the share against that; None where it is not learned.
         scale, zero_point: of the grid at the start, or when it was frozen.
     """
 
+    share: Tensor
     scale: Tensor
     zero_point: Tensor
 
@@ -47,19 +50,28 @@ class WeightFakeQuantize(nn.Module):
         self.axis, self.qmin, self.qmax = grid.axis, grid.low, grid.high
         self.register_buffer("scale", grid.scale.clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
-        learned = config.scales == "learned" and config.weight_symmetric
-        self.theta = nn.Parameter(torch.zeros_like(grid.scale)) if learned else None
+        self.theta: nn.Parameter | None = None
+        if config.scales == "learned" and config.weight_symmetric:
+            self.register_buffer("share", grid.scale / self._widest(weight))
+            self.theta = nn.Parameter(torch.zeros_like(grid.scale))
 
     @torch.no_grad()
     def grid(self, weight: Tensor) -> WeightGrid:
         """What ``weight`` is rounded to now."""
+        weight = weight.detach()
         if self.theta is None and not self.frozen:
-            return weight_grid(*self._kind, weight.detach(), None)
-        learns = self.theta is not None and not self.frozen
-        scale = self.scale * self.theta.exp() if learns and self.theta is not None else self.scale
+            return weight_grid(*self._kind, weight, None)
+        if self.theta is None or self.frozen:
+            scale = self.scale
+        else:
+            scale = self._widest(weight) * self.share * self.theta.exp()
         if self._kind[2].weight_symmetric:
-            scale = raised(scale, *self._kind, weight.detach(), None)
+            scale = raised(scale, *self._kind, weight, None)
         return WeightGrid(scale, self.zero_point, self.axis, self.qmin, self.qmax)
+
+    def _widest(self, weight: Tensor) -> Tensor:
+        scale = widest_scale(*self._kind, weight.detach(), None)
+        return torch.where(scale > 0, scale, 1.0)
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight``, folded already, rounded."""
