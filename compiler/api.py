@@ -87,7 +87,8 @@ def compile(
         ConfigError, ModelError, CaptureError, CalibrationError: see :mod:`fxquant.compiler.errors`.
     """
     if (train is not None) != (scheme == "qat"):
-        raise ConfigError(f"scheme {scheme!r} {'needs' if scheme == 'qat' else 'takes no'} train=, a training function.")
+        wants = "needs" if scheme == "qat" else "takes no"
+        raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
     if scheme == "dynamic":
         if calibration is not None:
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
@@ -119,7 +120,7 @@ def prepare(model: nn.Module, scheme: Literal["static"] = "static", **options: A
 def prepare(model: nn.Module, scheme: str, **options: Any) -> Prepared | QATModule: ...
 
 
-def prepare(
+def prepare(  # type: ignore[misc]  # the overloads leave the options to this signature
     model: nn.Module,
     scheme: str = "static",
     *,

@@ -1,15 +1,16 @@
-"""Fake quantization: a value rounded to what its integers stand for, with gradients that ignore the rounding.
+r"""Fake quantization: a value rounded to what its integers stand for, with gradients that ignore the rounding.
 
 The straight-through estimator (Bengio et al. 2013, arXiv:1308.3432): the gradient passes where the value lies within
-the range of the integers, and is zero outside, where it is clipped. A learned scale has the gradient of LSQ
-(Esser et al. 2020, arXiv:1902.08153, eq. 3): with :math:`v = x / s` and integers from ``qmin`` to ``qmax`` around a zero
-point ``z``,
+the range of the integers, and is zero outside, where it is clipped. A learned scale has the gradient of LSQ (Esser et
+al. 2020, arXiv:1902.08153, eq. 3): with :math:`v = x / s` and integers from ``qmin`` to ``qmax`` around a zero point
+``z``,
 
-.. math:: \\partial \\hat x / \\partial s = round(v) - v \\text{ inside, } qmin - z \\text{ below, } qmax - z \\text{ above.}
+.. math:: \frac{\partial \hat x}{\partial s} = round(v) - v
 
-What is trained is :math:`\\theta = \\ln(s / s_0)`, so that neither Adam's steps nor weight decay depend on how small the
-scale is (as Jain et al. 2020, arXiv:1903.08066, argue). Its gradient is scaled so that a step of plain SGD changes
-``s`` relatively as much as LSQ's own does: by :math:`1 / (s^2 \\sqrt{N\\, qmax})` for a value of ``N`` elements.
+inside, and ``qmin - z`` and ``qmax - z`` below and above. What is trained is :math:`\theta = \ln(s / s_0)`, so that
+neither Adam's steps nor weight decay depend on how small the scale is (as Jain et al. 2020, arXiv:1903.08066, argue).
+Its gradient is scaled so that a step of plain SGD changes ``s`` relatively as much as LSQ's own does: by
+:math:`1 / (s^2 \sqrt{N\, qmax})` for a value of ``N`` elements.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _FakeQuantize(torch.autograd.Function):
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, rounded, theta = ctx.saved_tensors
         scale, zero_point, qmin, qmax, gain = ctx.constants
         if isinstance(scale, float):
@@ -75,9 +76,7 @@ def fake_quantize(x: Tensor, known: QParams, theta: Tensor | None = None) -> Ten
         theta: a parameter that is to get LSQ's gradient; ``known`` has the scale that follows from it.
     """
     gain = 0.0 if theta is None else _gain(known.scale, x.numel() // max(len(x), 1) if x.dim() else 1, known.qmax)
-    rounded: Tensor = _FakeQuantize.apply(
-        x.float(), theta, known.scale, known.zero_point, known.qmin, known.qmax, gain
-    )
+    rounded: Tensor = _FakeQuantize.apply(x.float(), theta, known.scale, known.zero_point, known.qmin, known.qmax, gain)
     return rounded.to(x.dtype)
 
 
@@ -98,8 +97,8 @@ def _gain(scale: Any, numbers: int, qmax: int) -> Any:
 class FakeQuantize(nn.Module):
     """Rounds an activation to uint8 and back; its range follows the values, or is learned.
 
-    In training mode with gradients on, until :meth:`freeze`, the range is an exponential moving average of each batch's extremes, or
-    moves by the gradient of ``theta``. In eval mode it stays as it is.
+    In training mode with gradients on, until :meth:`freeze`, the range is an exponential moving average of each batch's
+    extremes, or moves by the gradient of ``theta``. In eval mode it stays as it is.
 
     Attributes:
         label: the value it rounds, for messages.

@@ -100,7 +100,7 @@ class Modes:
                     for place in [i for i, n in enumerate(_inputs(user)) if n is node]:
                         _replace_input(user, place, module.evaluating_value)
             else:
-                node.replace_all_uses_with(node.args[0])
+                node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             gm.graph.erase_node(node)
         self.placed = []
         gm.recompile()
@@ -188,7 +188,7 @@ class _Merge:
 
 def _other_path(node: fx.Node) -> CaptureError:
     return CaptureError(
-        f"The forward takes another path in training mode than in eval mode, at {where(node)}. Training through a graph "
-        "needs one path for both: turn off what only training computes (auxiliary outputs, for example), or put it in "
-        "a module of its own and name that in leaf_modules."
+        f"The forward takes another path in training mode than in eval mode, at {where(node)}. Training through a "
+        "graph needs one path for both: turn off what only training computes (auxiliary outputs, for example), or put "
+        "it in a module of its own and name that in leaf_modules."
     )

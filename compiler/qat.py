@@ -54,7 +54,6 @@ class Training:
     norms: Mapping[str, nn.Module]
     simulation: Simulation = field(default_factory=Simulation)
 
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Training:
         """A copy of everything that training changes; the backend and its table are shared."""
         backend = self.work.options.backend
@@ -114,7 +113,7 @@ def _for_training(config: QuantConfig) -> QuantConfig:
                 )
         if each.rounding == "learned":
             raise ConfigError("QuantConfig.rounding='learned' is for scheme 'static': training itself learns it.")
-    plain: dict[str, bool] = dict.fromkeys(UNTRAINED, False)
+    plain: dict[str, Any] = dict.fromkeys(UNTRAINED, False)
     overrides = {k: replace(c, **plain) if isinstance(c, QuantConfig) else c for k, c in config.overrides.items()}
     return replace(config, overrides=overrides, **plain)
 

@@ -15,8 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backends.base import Lowered
 from ..passes.fake_quants import Simulation
-from .errors import ConfigError, StateError
+from ..passes.simulated_layer import WeightFakeQuantize
 from .batches import Sample, run_batch
+from .errors import ConfigError, StateError
+from .fake_quantize import FakeQuantize
 from .lockstep import sqnr
 from .module import Compiled
 from .qat import Training, convert
@@ -61,6 +63,7 @@ class FakeQuants(nn.Module):
 
 def _thaw_or_freeze(fake_quants: FakeQuants, incompatible: Any) -> None:
     for each in fake_quants.children():
+        assert isinstance(each, FakeQuantize | WeightFakeQuantize)
         each.frozen = bool(fake_quants.observers_frozen)
 
 
@@ -73,6 +76,7 @@ class QATModule(nn.Module):
     """
 
     fake_quants: FakeQuants
+    _training: Training
 
     def __init__(self, training: Training, fake_quants: FakeQuants | None = None) -> None:
         super().__init__()
@@ -225,9 +229,7 @@ def _agreement(lowered: Lowered, sample: Sample, expected: list[Any]) -> str:
     return f"{text}, " + (f"steps apart: {', '.join(over)}" if over else "no layer more than one step apart")
 
 
-def _take_float_checkpoint(
-    module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any
-) -> None:
+def _take_float_checkpoint(module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
     """A checkpoint without any state of ours is the float model's: what we have stays."""
     if not any(key.startswith(f"{prefix}{OURS}.") for key in state_dict):
         state_dict.update(module.fake_quants.state_dict(prefix=f"{prefix}{OURS}."))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .types import ValueInfo
 
@@ -61,7 +61,7 @@ def tensors_of(value: Any) -> list[Tensor]:
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
 
 
-def attribute(gm: fx.GraphModule, node: fx.Node) -> Tensor:
+def attribute(gm: nn.Module, node: fx.Node) -> Tensor:
     """The tensor that a ``get_attr`` node stands for."""
     value: Any = gm
     for part in str(node.target).split("."):

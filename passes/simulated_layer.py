@@ -28,8 +28,8 @@ TINY = 1e-12  # a channel with a smaller gain gives nothing: it is not divided b
 class WeightFakeQuantize(nn.Module):
     """Rounds a weight to the grid that the static scheme would give it, or to one that is learned.
 
-    Learned is the share of its range that a scale covers, for the folded weight grows and shrinks with the statistics of
-    the normalisation. Until :meth:`freeze` the grid follows the weight in either case, and no scale ever falls below
+    Learned is the share of its range that a scale covers, for the folded weight grows and shrinks with the statistics
+    of the normalisation. Until :meth:`freeze` the grid follows the weight in either case, and no scale ever falls below
     what the kernels compute exactly.
 
     Attributes:
@@ -125,7 +125,7 @@ class SimulatedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer, and its normalisation, give of ``x``."""
-        layer, norm, rounds = self._own
+        layer, norm, rounds = self.layer, self.norm, self.rounds
         if rounds is None:
             return norm(layer(x)) if norm is not None else layer(x)
         if norm is None:

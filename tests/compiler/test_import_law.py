@@ -62,3 +62,10 @@ def test_only_one_folder_knows_quantized_dtypes(path: Path) -> None:
 def test_the_law_is_tested_on_something() -> None:
     assert len(files("backends")) > 5 and len(files("passes")) > 5
     assert "fxquant.backends.base" in imports(ROOT / "passes" / "freeze.py")
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    folders = {p.parent for f in ("compiler", "passes", "backends") for p in (ROOT / f).rglob("__init__.py")}
+    names = {".".join(("fxquant", *folder.relative_to(ROOT).parts)) for folder in folders}
+    listed = set(re.findall(r'^    "(fxquant\.[\w.]+)",$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    assert listed == names

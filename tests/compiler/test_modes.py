@@ -108,7 +108,7 @@ def test_dropout_obeys_a_part_that_is_set_to_eval_mode() -> None:
 def test_the_rate_of_dropout_can_be_changed_later() -> None:
     q = prepared(nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6)))
     q.freeze_observers()
-    q.get_submodule("1").p = 0.0
+    setattr(q.get_submodule("1"), "p", 0.0)  # noqa: B010
     q.train()
     x = torch.randn(4, 6)
     assert torch.equal(q(x), q(x))

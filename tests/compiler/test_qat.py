@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 import fxquant
 from fxquant import CalibrationError, ConfigError, QATModule, QuantConfig, StateError, TrainingError
@@ -37,7 +38,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int = 0) -> f
     x = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     optimizer.zero_grad()
     loss = F.mse_loss(model(x), x.flatten(1)[:, :5].sigmoid())
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return float(loss.detach())
 
@@ -83,7 +84,7 @@ def test_the_model_stays_as_it_was() -> None:
 
 def test_the_modes_that_parts_of_the_model_are_in_are_kept() -> None:
     model = small().train()
-    model.bn.eval()
+    model.get_submodule("bn").eval()
     q = prepared(model)
     assert q.get_submodule("stem").training and not q.get_submodule("bn").training
     before = q.state_dict()["bn.running_mean"].clone()
@@ -102,6 +103,8 @@ def test_modules_that_the_forward_does_not_use_are_kept() -> None:
 
 def test_functions_over_parameters_keep_their_names_and_train() -> None:
     class Functional(nn.Module):
+        offset: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.randn(5, 192) / 14)
@@ -198,7 +201,7 @@ def test_observers_freeze_at_their_step() -> None:
     for number in range(4):
         step(q, optimizer, number)
         seen.append(ranges())
-    same = [all(map(torch.equal, a, b)) for a, b in zip(seen, seen[1:], strict=False)]
+    same = [all(map(torch.equal, a, b)) for a, b in itertools.pairwise(seen)]
     assert same == [False, True, True]
 
 
@@ -237,7 +240,7 @@ def test_autocast_trains() -> None:
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
 def test_ranks_agree_under_distributed_data_parallel(scales: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train, (2, str(tmp_path), scales), nprocs=2)
+    spawn(train, (2, str(tmp_path), scales), nprocs=2)
     states = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     # As under DistributedDataParallel ever, running statistics agree only from the next forward on.
     keys = [k for k in states[0] if "running" not in k]
@@ -298,9 +301,7 @@ def mobilenet_v3_style() -> nn.Sequential:
 
 
 def residual_style() -> nn.Sequential:
-    return nn.Sequential(
-        *conv_bn(1, 24, 3, 2), nn.ReLU(), Residual(24), *conv_bn(24, 32, 3, 2), nn.ReLU(), *head(32)
-    )
+    return nn.Sequential(*conv_bn(1, 24, 3, 2), nn.ReLU(), Residual(24), *conv_bn(24, 32, 3, 2), nn.ReLU(), *head(32))
 
 
 # Trained in the same way in fp32, they have 96 and 99 % of the test images right.
@@ -318,7 +319,7 @@ def test_a_model_trained_from_scratch_in_four_bits_converges(build: Callable[[],
     for _ in range(epochs):
         for part in torch.randperm(len(labels)).split(64):
             optimizer.zero_grad()
-            F.cross_entropy(q(pictures[part]), labels[part]).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(q(pictures[part]), labels[part]).backward()
             optimizer.step()
             schedule.step()
     done = fxquant.convert(q)
@@ -361,7 +362,7 @@ def test_compile_takes_the_module_that_training_returns() -> None:
 
 
 def test_without_training_it_is_static_quantization_without_its_passes() -> None:
-    off = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias"), False)
+    off: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias"), False)
     model, x = small(), images(4)
     static = fxquant.compile(model, calibration=data(), backend="reference", config=QuantConfig(**off))
     done = fxquant.convert(prepared(model))
@@ -453,7 +454,7 @@ def test_attention_is_not_taken_apart() -> None:
 def test_diverged_training_stops_with_the_layer() -> None:
     q = prepared().train()
     with torch.no_grad():
-        q.get_submodule("stem").weight.fill_(torch.nan)
+        q.get_parameter("stem.weight").fill_(torch.nan)
     with pytest.raises(TrainingError, match="NaN or inf in the output of 'act'"):
         q(images())
 

@@ -49,6 +49,15 @@ def test_command_line_reports_errors_of_ours(
     assert "scikit-learn" in capsys.readouterr().err
 
 
+def test_training_wins_back_what_three_bits_lose(capsys: pytest.CaptureFixture[str]) -> None:
+    found = load("qat").main(epochs=5, fine_tuning=4)
+    for row in found.values():
+        assert row["int8 = simulated"] >= 99
+        assert row["qat"] > row["fp32"] - 1.5
+    assert found[3]["rounding alone"] < found[3]["fp32"] - 10
+    assert "W3A8" in capsys.readouterr().out
+
+
 def test_char_lstm_loses_next_to_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     bits = load("char_lstm").main(seconds=600, steps=150, hidden=128, held_out=4000)
     # Guessing by the frequency of characters would take about 4.6 bits: it has learned something.
