@@ -191,7 +191,7 @@ class Frozen:
     """A frozen graph: literal quantize and dequantize around float ops, and the example it was run on.
 
     ``fp32`` are the ops that stay in fp32 although they may stand between a dequantize and a quantize. ``trained``:
-    with its roundings, which are no longer an error that a backend should spend time to avoid.
+    with its roundings, so that a backend is to keep every one of them.
     """
 
     module: fx.GraphModule

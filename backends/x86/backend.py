@@ -69,11 +69,11 @@ class X86Backend:
         return graph_forms(gm, self.executor)
 
     def lower(self, frozen: Frozen) -> Lowered:
-        """Fuse where it pays, choose kernels, emit."""
+        """Fuse where it pays, choose kernels, emit. What was trained keeps its roundings: both leave some out."""
         graph = FrozenGraph(frozen, self.table)
         if not frozen.trained:
             enter_in_fp32(graph, self.tuner)
-        fuse(graph, self.tuner)
+            fuse(graph, self.tuner)
         lowering = Lowering(FrozenGraph(frozen, self.table), self.tuner)
         emitter, kernels = lowering.emit()
         self.tuner.save()
