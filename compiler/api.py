@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, overload
 
@@ -13,7 +12,7 @@ from ..backends.base import Backend, Target
 from ..backends.reference import ReferenceBackend
 from ..backends.x86 import X86Backend
 from ..backends.x86.executors import EXECUTORS
-from .batches import Sample, as_batches
+from .batches import sampled
 from .capture import Leaf, check_model
 from .config import DYNAMIC_FORMS, QuantConfig
 from .dynamic import quantize_dynamic
@@ -84,11 +83,13 @@ def compile(
         The compiled module; print it for the report.
 
     Raises:
-        ConfigError, ModelError, CaptureError, CalibrationError: see :mod:`fxquant.compiler.errors`.
+        ConfigError, ModelError, CaptureError, CalibrationError, TrainingError: see :mod:`fxquant.compiler.errors`.
     """
     if (train is not None) != (scheme == "qat"):
         wants = "needs" if scheme == "qat" else "takes no"
         raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
+    if train is not None and not callable(train):
+        raise ConfigError(f"train must be a function that is given the QATModule, got {type(train).__name__}.")
     if scheme == "dynamic":
         if calibration is not None:
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
@@ -104,7 +105,9 @@ def compile(
     if isinstance(prepared, QATModule):
         assert train is not None
         trained = train(prepared)
-        return convert(trained if isinstance(trained, QATModule) else prepared)
+        if trained is not None and not isinstance(trained, QATModule):
+            raise ConfigError(f"train= must return None or the QATModule to take, not {type(trained).__name__}.")
+        return convert(prepared if trained is None else trained)
     return QuantizedModule(prepared) if calibration is None else convert(prepared)
 
 
@@ -152,12 +155,9 @@ def prepare(  # type: ignore[misc]  # the overloads leave the options to this si
         return QATModule(prepare_training(model, options, calibration, calibration_batches))
     prepared = Prepared(start(model, options))
     if calibration is not None:
-        batches = as_batches(calibration, prepared.graph_module, calibration_batches)
-        sample = Sample()
-        sample.fill(batches)
+        sample, batches = sampled(calibration, prepared.graph_module, calibration_batches)
         prepared.begin(sample)
-        # Copies: a loader may refill one buffer.
-        for batch in itertools.chain(list(sample), batches):
+        for batch in batches:
             prepared.observe(batch)
     return prepared
 
@@ -202,5 +202,7 @@ def convert(prepared: Prepared | QATModule) -> QuantizedModule:
     if isinstance(prepared, QATModule):
         return QuantizedModule(convert_trained(prepared))
     if not isinstance(prepared, Prepared):
-        raise StateError(f"convert takes what prepare gives, got {type(prepared).__name__}.")
+        inside = isinstance(getattr(prepared, "module", None), Prepared | QATModule)
+        hint = " Pass its .module." if inside else ""
+        raise StateError(f"convert takes what prepare gives, got {type(prepared).__name__}.{hint}")
     return QuantizedModule(prepared).freeze()

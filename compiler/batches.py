@@ -54,6 +54,15 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
         raise CalibrationError("calibration gave no batch; at least one is needed to find activation ranges.")
 
 
+def sampled(calibration: object, gm: fx.GraphModule, limit: int) -> tuple[Sample, Iterator[Batch]]:
+    """A sample of the first batches of ``calibration``, and all batches, those included. Arguments as there."""
+    batches = as_batches(calibration, gm, limit)
+    sample = Sample()
+    sample.fill(batches)
+    # Copies: a loader may refill one buffer.
+    return sample, itertools.chain(list(sample), batches)
+
+
 def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Batch:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +45,20 @@ def check_model(model: object) -> None:
         )
     for path, module in model.named_modules():
         origin, functional = type(module).__module__, "FloatFunctional" in type(module).__name__
+        if origin == "fxquant.compiler.qat_module":
+            raise ModelError("The model is in quantization-aware training already: fxquant.convert makes it int8.")
         if origin.startswith(QUANTIZED) and not functional:
             name = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             raise ModelError(f"The model is already quantized: {name}. Compile the float model.")
+    check_tensors(model)
+
+
+def check_tensors(model: nn.Module) -> None:
+    """Refuse parameters and buffers that kernels cannot be made of.
+
+    Raises:
+        ModelError: not on the CPU; not fp32; NaN or inf.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _check_tensor(name, tensor)
     # Other buffers may hold inf on purpose: a causal mask does.
@@ -161,18 +173,25 @@ def capture_modes(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> Captur
 
     Arguments and errors as of :func:`capture`.
     """
-    modes = {module: module.training for module in model.modules()}
     paths, classes = leaves(model, leaf_modules)
-    try:
+    with modes_kept(model):
         # What does nothing in eval mode (stochastic depth) is kept whole, whatever it does in training.
         first, _ = _trace(model.eval(), paths, classes)
         identities = frozenset(first.gave_back - first.computed)
         tracer, evaluating = _trace(model, paths | identities, classes)
         _, training = _trace(model.train(), paths | identities, classes)
+    return Captured(fx.GraphModule(tracer.root, evaluating, type(model).__name__), training, identities)
+
+
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Behind it every module of ``model`` is in the mode in which it was before."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Captured(fx.GraphModule(tracer.root, evaluating, type(model).__name__), training, identities)
 
 
 def _trace(model: nn.Module, paths: frozenset[str], classes: tuple[type[nn.Module], ...]) -> tuple[_Tracer, fx.Graph]:

@@ -15,7 +15,7 @@ WEIGHT_SCHEMES = ("per_channel_symmetric", "per_tensor_symmetric", "per_channel_
 ACTIVATION_SCHEMES = ("per_tensor_affine", "per_tensor_symmetric")
 ROUNDINGS = ("nearest", "learned")
 SCALES = ("moving_average", "learned")
-SWITCH = ("auto", True, False)
+SWITCHES = ("equalize", "smooth", "absorb_bias", "correct_bias")  # passes that are "auto", True or False
 OBSERVERS = ("measured", "histogram", "minmax", "moving_average", "percentile", "entropy")
 
 # Forms of a layer that takes and gives fp32: what an override may ask for by name.
@@ -82,7 +82,7 @@ class QuantConfig:
             ("observer", OBSERVERS),
             ("scales", SCALES),
             ("rounding", ROUNDINGS),
-            *((name, SWITCH) for name in ("equalize", "smooth", "absorb_bias", "correct_bias")),
+            *((name, ("auto", True, False)) for name in SWITCHES),
             ("relu6_as_relu", (True, False)),
         ):
             value = getattr(self, name)

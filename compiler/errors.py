@@ -38,7 +38,7 @@ class StateError(FxquantError, RuntimeError):
 
 
 class TrainingError(FxquantError, RuntimeError):
-    """Quantization-aware training gives NaN or inf, or its data does not fit."""
+    """Quantization-aware training has diverged: a value is NaN or inf, or a learned scale has left all bounds."""
 
 
 class CallError(FxquantError, RuntimeError):

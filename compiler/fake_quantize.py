@@ -9,8 +9,9 @@ al. 2020, arXiv:1902.08153, eq. 3): with :math:`v = x / s` and integers from ``q
 
 inside, and ``qmin - z`` and ``qmax - z`` below and above. What is trained is :math:`\theta = \ln(s / s_0)`, so that
 neither Adam's steps nor weight decay depend on how small the scale is (as Jain et al. 2020, arXiv:1903.08066, argue).
-Its gradient is scaled so that a step of plain SGD changes ``s`` relatively as much as LSQ's own does: by
-:math:`1 / (s^2 \sqrt{N\, qmax})` for a value of ``N`` elements.
+Its gradient is scaled so that a step of plain SGD changes ``s`` relatively as much as LSQ's own does where it begins:
+by :math:`1 / (s_0^2 \sqrt{N\, qmax})` for a value of ``N`` elements; and clipped to 1, so that none changes it by more
+than a factor of :math:`e^{lr}`: plain LSQ diverges where the loss is steep.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .errors import TrainingError
 from .qdq import along
 from .types import QParams, affine_qparams, symmetric_qparams
 
+FARTHEST = 20.0  # that a learned scale may go from where it began, as a logarithm
 MOMENTUM = 0.01  # weight of a new batch in the moving averages, as in torch.ao
 
 
@@ -60,6 +62,7 @@ class _FakeQuantize(torch.autograd.Function):
         elif theta is not None:
             product = grad * rounded - passed * x
             by_scale = product.sum([d for d in range(x.dim()) if scale.shape[d] == 1]) * gain
+        by_scale = None if by_scale is None else by_scale.clamp(-1.0, 1.0)
         return passed, by_scale, None, None, None, None, None
 
 
@@ -75,7 +78,9 @@ def fake_quantize(x: Tensor, known: QParams, theta: Tensor | None = None) -> Ten
     Args:
         theta: a parameter that is to get LSQ's gradient; ``known`` has the scale that follows from it.
     """
-    gain = 0.0 if theta is None else _gain(known.scale, x.numel() // max(len(x), 1) if x.dim() else 1, known.qmax)
+    gain: Any = 0.0
+    if theta is not None:
+        gain = _gain(known.scale * theta.detach().neg().exp(), x[:1].numel() if x.dim() else 1, known.qmax)
     rounded: Tensor = _FakeQuantize.apply(x.float(), theta, known.scale, known.zero_point, known.qmin, known.qmax, gain)
     return rounded.to(x.dtype)
 
@@ -84,14 +89,31 @@ def fake_quantize_channels(
     w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int, theta: Tensor | None = None
 ) -> Tensor:
     """``w`` as its integers have it; ``scale``, ``zero_point`` and ``theta`` along ``axis``, or one in all."""
-    gain = 0.0 if theta is None else _gain(scale, w.numel() // scale.numel(), qmax)
+    gain: Any = 0.0
+    if theta is not None:
+        gain = _gain(scale * theta.detach().neg().exp(), w.numel() // scale.numel(), qmax)
     scales, zero_points = along(scale, w, axis), along(zero_point, w, axis)
     rounded: Tensor = _FakeQuantize.apply(w.float(), theta, scales, zero_points, qmin, qmax, gain)
     return rounded.to(w.dtype)
 
 
-def _gain(scale: Any, numbers: int, qmax: int) -> Any:
+def _gain(scale: Tensor, numbers: int, qmax: int) -> Tensor:
+    """For a theta whose scale was ``scale`` where it began: were it the present one, steps would grow as it shrinks."""
     return 1.0 / (scale**2 * math.sqrt(max(numbers, 1) * qmax))
+
+
+def check_theta(theta: Tensor, label: str) -> None:
+    """Refuse learned scales that cannot be meant.
+
+    Raises:
+        TrainingError: ``theta`` is NaN, or says that a scale has become some eight decades larger or smaller.
+    """
+    if not bool((theta.detach().abs() < FARTHEST).all()):
+        raise TrainingError(
+            f"The learned scale of '{label}' is NaN, or exp({FARTHEST:g}) times what it was. The loss has diverged: go "
+            "back to the last good checkpoint, and lower the learning rate (also that of theta alone, in a parameter "
+            "group of its own)."
+        )
 
 
 class FakeQuantize(nn.Module):
@@ -142,16 +164,21 @@ class FakeQuantize(nn.Module):
                 f"NaN or inf in the output of '{self.label}' in training. The loss has diverged, or a batch holds NaN: "
                 "go back to the last good checkpoint, and lower the learning rate."
             )
-        self.range.lerp_(torch.tensor([low, high]), MOMENTUM)
+        self.range.lerp_(self.range.new_tensor([low, high]), MOMENTUM)
 
     def qparams(self) -> QParams:
-        """Those that it rounds with now."""
+        """Those that it rounds with now.
+
+        Raises:
+            TrainingError: a learned scale has left all bounds.
+        """
         lows, highs = zip(*(fq.range.tolist() for fq in self.joined), strict=True)
-        known = (symmetric_qparams if self.symmetric else affine_qparams)(min(lows), max(highs))
-        theta = self.joined[0].theta
-        if theta is None or self.frozen:
+        first = self.joined[0]
+        known = (symmetric_qparams if first.symmetric else affine_qparams)(min(lows), max(highs))
+        if first.theta is None or self.frozen:
             return known
-        scale = float(torch.tensor(known.scale * math.exp(float(theta.detach()))))
+        check_theta(first.theta, self.label)
+        scale = float(torch.tensor(known.scale * math.exp(float(first.theta.detach()))))
         return QParams(scale, known.zero_point, known.qmin, known.qmax)
 
     @torch.no_grad()
@@ -160,6 +187,7 @@ class FakeQuantize(nn.Module):
         if self.theta is not None and not self.frozen:
             for fq in self.joined:
                 fq.range.mul_(self.theta.exp())
+            self.theta.zero_()
         self.frozen = True
 
     def extra_repr(self) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
@@ -19,8 +19,7 @@ from ..backends.base import OpTable
 from .capture import Captured
 from .errors import CaptureError, where
 from .overrides import module_path
-
-DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+from .stubs import STUBS
 
 
 class Dropout(nn.Module):
@@ -65,23 +64,28 @@ class Modes:
         """Let what reads a dropout read what that drops from, so that the graph is as at inference."""
         for node in list(gm.graph.nodes):
             if node in self.dropouts:
-                self.taken[node] = [(u, i) for u in node.users for i, n in enumerate(_inputs(u)) if n is node]
+                self.taken[node] = list(_uses(node))
                 node.replace_all_uses_with(node.args[0])
                 gm.graph.erase_node(node)
         gm.recompile()
 
     def put_back(self, gm: fx.GraphModule) -> None:
-        """Drop values again, behind the fake-quants that were placed since."""
-        present, made = set(gm.graph.nodes), dict[fx.Node, list[fx.Node]]()
+        """Drop values again, behind the fake-quants that were placed since.
+
+        Readers that read an int8 and an fp32 form of one value have masks of their own.
+        """
+        made = dict[fx.Node, list[fx.Node]]()
         for taken, uses in reversed(self.taken.items()):
             made[taken] = []
             by_value: dict[fx.Node, list[tuple[fx.Node, int]]] = {}
             for reader, place in uses:
-                for now in made.get(reader, [reader] if reader in present else []):
+                for now in made.get(reader, [reader]):
                     by_value.setdefault(_inputs(now)[place], []).append((now, place))
             for number, (value, readers) in enumerate(by_value.items()):
-                name = f"{taken.name}_{number}_drop"
-                gm.add_module(name, self.dropouts[taken])
+                name, module = f"{taken.name}_{number}_drop", self.dropouts[taken]
+                if getattr(module, "inplace", False):
+                    setattr(module, "inplace", False)  # noqa: B010  # it would overwrite what the backward of rounding reads
+                gm.add_module(name, module)
                 with gm.graph.inserting_after(value):
                     node = gm.graph.call_module(name, (value,))
                 for reader, place in readers:
@@ -106,6 +110,15 @@ class Modes:
         gm.recompile()
 
 
+def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """The readers of ``node`` and its places in their arguments; of stubs, which will go, their readers."""
+    for user in node.users:
+        if user.target in STUBS.values():
+            yield from _uses(user)
+        else:
+            yield from ((user, place) for place, n in enumerate(_inputs(user)) if n is node)
+
+
 def _inputs(node: fx.Node) -> list[fx.Node]:
     """The nodes among the arguments of ``node``, in order, each as often as it stands there."""
     found: list[fx.Node] = []
@@ -128,23 +141,23 @@ def find_modes(captured: Captured, tree: nn.Module, table: OpTable) -> Modes:
     Raises:
         CaptureError: the forward takes another path in training mode.
     """
-    gm, modes = captured.module, Modes()
+    gm, modes, dropout = captured.module, Modes(), table["dropout"]
     modules = dict(gm.named_modules())
     pairs = list(zip(gm.graph.nodes, captured.training.nodes, strict=False))
     same = {theirs: ours for ours, theirs in pairs}
     for ours, theirs in pairs:
-        if (ours.op, ours.target) != (theirs.op, theirs.target):
+        if not _same_target(ours, theirs, tree):
             raise _other_path(theirs)
-        rule = table.of(ours, modules)
-        if ours.op == "call_module" and (str(ours.target) in captured.identities or (rule and rule.name == "dropout")):
-            modes.dropouts[ours] = modules[str(ours.target)]
-            continue
-        owner = tree.get_submodule(module_path(ours))
-        if ours.target in DROPOUTS and (ours.args, ours.kwargs) != (theirs.args, theirs.kwargs):
-            call = inspect.signature(ours.target).bind(*theirs.args, **theirs.kwargs)
-            call.apply_defaults()
-            if call.arguments["training"] is True:
-                modes.dropouts[ours] = Dropout(owner, ours.target, call.arguments["p"])
+        owner, drops = tree.get_submodule(module_path(ours)), table.of(ours, modules) is dropout
+        if drops or str(ours.target) in captured.identities:
+            if [same.get(n) for n in theirs.all_input_nodes] != ours.all_input_nodes:
+                raise _other_path(theirs)
+            if ours.op == "call_module":
+                modes.dropouts[ours] = modules[str(ours.target)]
+                continue
+            now, then = (_arguments(node) for node in (ours, theirs))
+            if now["training"] is False and then["training"] is True:
+                modes.dropouts[ours] = Dropout(owner, ours.target, then["p"])
                 continue
 
         def by_mode(evaluating: Any, training: Any, ours: fx.Node = ours, owner: nn.Module = owner) -> fx.Node:
@@ -159,6 +172,22 @@ def find_modes(captured: Captured, tree: nn.Module, table: OpTable) -> Modes:
     if len(pairs) != len(captured.training.nodes):
         raise _other_path(pairs[-1][1])
     return modes
+
+
+def _same_target(ours: fx.Node, theirs: fx.Node, tree: nn.Module) -> bool:
+    """Whether both nodes are of one kind; tracing numbers the constants of a forward anew each time."""
+    constants = [str(n.target).startswith("_tensor_constant") and n.op == "get_attr" for n in (ours, theirs)]
+    if all(constants):
+        a, b = (getattr(tree, str(n.target)) for n in (ours, theirs))
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return (ours.op, ours.target) == (theirs.op, theirs.target)
+
+
+def _arguments(call: fx.Node) -> dict[str, Any]:
+    """The arguments of a call of a function by name, with its defaults."""
+    bound = inspect.signature(call.target).bind(*call.args, **call.kwargs)  # type: ignore[arg-type]
+    bound.apply_defaults()
+    return bound.arguments
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backends.base import Lowered
 from ..backends.units import Matched, Unit
 from ..passes.assign_precision import Assignment
-from ..passes.base import finish
 from ..passes.choose_ranges import choose_ranges
 from ..passes.dynamic import LayerPlan
 from ..passes.eliminate_noops import EliminateNoops
@@ -23,17 +21,14 @@ from ..passes.fake_quants import Simulation, attach, settle, simulate
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
 from .attention import ProjectedAttention
-from .batches import Sample, as_batches, run_batch
-from .capture import capture_modes, copied
-from .config import QuantConfig
+from .batches import Sample, run_batch, sampled
+from .capture import capture_modes, copied, modes_kept
+from .config import SWITCHES, QuantConfig
 from .errors import ConfigError
 from .modes import Modes, find_modes
 from .overrides import ResolvedConfig
 from .pipeline import Options, Work, lower, model_bytes, prepare, simplify
 from .report import Report
-
-# What changes weights after the fact, or beforehand in ways that training finds by itself.
-UNTRAINED = ("equalize", "smooth", "absorb_bias", "correct_bias")
 
 
 @dataclass
@@ -45,7 +40,7 @@ class Training:
         tree: a copy of the model, whose modules, parameters and buffers keep their names.
         modes: what of the graph depends on the mode.
         norms: the batch normalisations that training keeps apart from the layers before them, by the layers' paths.
-        simulation: what rounds; empty until :func:`begin`.
+        simulation: what rounds; empty until observers are placed.
     """
 
     work: Work
@@ -58,30 +53,33 @@ class Training:
         """A copy of everything that training changes; the backend and its table are shared."""
         backend = self.work.options.backend
         memo.update({id(shared): shared for shared in (backend, *backend.table.rows)})
+        # Tensors that modules keep from their last call (pruned weights, attention maps) belong to its autograd graph.
+        kept = (v for m in self.tree.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf)
+        memo.update({id(tensor): tensor.detach().clone() for tensor in kept})
         tree, gm = copy.deepcopy(self.tree, memo), copy.deepcopy(self.work.gm, memo)
-        now = dict(zip(self.work.gm.graph.nodes, gm.graph.nodes, strict=True))
+        copies = dict(zip(self.work.gm.graph.nodes, gm.graph.nodes, strict=True))
         work = replace(
             self.work,
             gm=gm,
-            notes=_with_nodes(self.work.notes, now),
+            notes=_with_nodes(self.work.notes, copies),
             snapshots=dict(self.work.snapshots),
-            assignment=_with_nodes(self.work.assignment, now),
-            layers=_with_nodes(self.work.layers, now),
+            assignment=_with_nodes(self.work.assignment, copies),
+            layers=_with_nodes(self.work.layers, copies),
         )
         norms, simulation = copy.deepcopy((self.norms, self.simulation), memo)
-        return Training(work, tree, _with_nodes(self.modes, now), norms, simulation)
+        return Training(work, tree, _with_nodes(self.modes, copies), norms, simulation)
 
 
-def _with_nodes(value: Any, now: Mapping[fx.Node, fx.Node]) -> Any:
-    """An analysis of one graph as that of a copy, whose nodes ``now`` tells."""
+def _with_nodes(value: Any, copies: Mapping[fx.Node, fx.Node]) -> Any:
+    """What is known of a graph, as known of its copy: every node in ``value`` replaced by its copy."""
     if isinstance(value, fx.Node):
-        return now.get(value, value)
+        return copies.get(value, value)
     if isinstance(value, Assignment | Matched | Unit | ResolvedConfig | LayerPlan | Modes):
-        return replace(value, **{f.name: _with_nodes(getattr(value, f.name), now) for f in fields(value)})
+        return replace(value, **{f.name: _with_nodes(getattr(value, f.name), copies) for f in fields(value)})
     if isinstance(value, dict):
-        return {_with_nodes(k, now): _with_nodes(v, now) for k, v in value.items()}
+        return {_with_nodes(k, copies): _with_nodes(v, copies) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_with_nodes(v, now) for v in value)
+        return type(value)(_with_nodes(v, copies) for v in value)
     return value
 
 
@@ -105,7 +103,7 @@ def start(model: nn.Module, options: Options) -> Training:
 
 def _for_training(config: QuantConfig) -> QuantConfig:
     for each in (config, *(c for c in config.overrides.values() if isinstance(c, QuantConfig))):
-        for name in UNTRAINED:
+        for name in SWITCHES:
             if getattr(each, name) is True:
                 raise ConfigError(
                     f"QuantConfig.{name}=True is for scheme 'static': training finds weights that bear their "
@@ -113,7 +111,7 @@ def _for_training(config: QuantConfig) -> QuantConfig:
                 )
         if each.rounding == "learned":
             raise ConfigError("QuantConfig.rounding='learned' is for scheme 'static': training itself learns it.")
-    plain: dict[str, Any] = dict.fromkeys(UNTRAINED, False)
+    plain: dict[str, Any] = dict.fromkeys(SWITCHES, False)
     overrides = {k: replace(c, **plain) if isinstance(c, QuantConfig) else c for k, c in config.overrides.items()}
     return replace(config, overrides=overrides, **plain)
 
@@ -121,27 +119,24 @@ def _for_training(config: QuantConfig) -> QuantConfig:
 def prepare_training(model: nn.Module, options: Options, calibration: Iterable[Any], limit: int) -> Training:
     """Everything up to the first step of training. Arguments and errors as of :func:`fxquant.prepare`."""
     training = start(model, options)
-    gm = training.work.gm
-    batches = as_batches(calibration, gm, limit)
-    sample = Sample()
-    sample.fill(batches)
-    begin(training, sample)
-    with _as_if_trained(training.tree):
-        # Copies: a loader may refill one buffer.
-        for number, batch in enumerate(itertools.chain(list(sample), batches)):
-            run_batch(gm, batch, number)
-    place(training)
+    gm, tree = training.work.gm, training.tree
+    sample, batches = sampled(calibration, gm, limit)
+    with modes_kept(tree):
+        tree.eval()
+        _place_observers(training, sample)
+        with _fresh_norms_by_batch(tree):
+            for number, batch in enumerate(batches):
+                run_batch(gm, batch, number)
+        _place_fake_quants(training)
     return training
 
 
 @contextlib.contextmanager
-def _as_if_trained(tree: nn.Module) -> Iterator[None]:
-    """In eval mode, but that normalisations which have seen no batch yet use the statistics of the batch at hand.
+def _fresh_norms_by_batch(tree: nn.Module) -> Iterator[None]:
+    """Within it, normalisations that have seen no batch yet use the statistics of the batch at hand.
 
     Those they start with say nothing about the ranges that training will see.
     """
-    modes = {module: module.training for module in tree.modules()}
-    tree.eval()
     fresh = [m for m in tree.modules() if isinstance(m, _BatchNorm) and _is_fresh(m)]
     kept = [copy.deepcopy(norm.state_dict()) for norm in fresh]
     for norm in fresh:
@@ -150,9 +145,7 @@ def _as_if_trained(tree: nn.Module) -> Iterator[None]:
         yield
     finally:
         for norm, state in zip(fresh, kept, strict=True):
-            norm.load_state_dict(state)
-        for module, mode in modes.items():
-            module.training = mode
+            norm.eval().load_state_dict(state)
 
 
 def _is_fresh(norm: _BatchNorm) -> bool:
@@ -161,11 +154,8 @@ def _is_fresh(norm: _BatchNorm) -> bool:
     return not norm.num_batches_tracked and not norm.running_mean.any() and bool((norm.running_var == 1).all())
 
 
-def begin(training: Training, sample: Sample) -> None:
-    """Decide the precision of every op and place observers; the graph is then to be run on calibration batches.
-
-    Raises as :func:`.pipeline.prepare`.
-    """
+def _place_observers(training: Training, sample: Sample) -> None:
+    """Decide the precision of every op and place observers; the graph is then to be run on calibration batches."""
     work = training.work
     prepare(work, sample)
     if any(isinstance(module, ProjectedAttention) for module in work.gm.modules()):
@@ -177,7 +167,7 @@ def begin(training: Training, sample: Sample) -> None:
     training.simulation = attach(work.gm, work.assignment, training.norms)
 
 
-def place(training: Training) -> None:
+def _place_fake_quants(training: Training) -> None:
     """Fake-quants take the place of the observers of the calibrated graph; dropout comes back."""
     work = training.work
     assert work.assignment is not None
@@ -193,7 +183,6 @@ def convert(training: Training) -> tuple[Lowered, Report]:
     assert work.assignment is not None
     training.modes.settle(work.gm)
     trained = settle(work.gm, training.simulation)
-    finish(work.gm)
     freeze(work.gm, work.assignment, work.options.backend, trained)
     work.snapshot("freeze")
     return lower(work, trained=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,12 @@ from ..backends.base import Lowered
 from ..passes.fake_quants import Simulation
 from ..passes.simulated_layer import WeightFakeQuantize
 from .batches import Sample, run_batch
+from .capture import check_tensors
 from .errors import ConfigError, StateError
 from .fake_quantize import FakeQuantize
 from .lockstep import sqnr
 from .module import Compiled
 from .qat import Training, convert
-from .values import attribute
 
 OURS = "fake_quants"
 NEVER = -1
@@ -46,15 +46,21 @@ class FakeQuants(nn.Module):
         super().__init__()
         for path, fake_quant in simulation.activations.items():
             if path not in simulation.known:
-                self.add_module(path.replace(".", "_"), fake_quant)
+                self._add(path, fake_quant)
         for path, layer in simulation.layers.items():
             if layer.rounds is not None:
-                self.add_module(f"{path.replace('.', '_')}_weight", layer.rounds)
+                self._add(f"{path}_weight", layer.rounds)
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("freeze_observers_at", torch.tensor(NEVER))
         self.register_buffer("freeze_batchnorm_at", torch.tensor(NEVER))
-        self.register_buffer("observers_frozen", torch.tensor(False))
+        self.register_buffer("observers_frozen", torch.tensor(0))
         self.register_load_state_dict_post_hook(_thaw_or_freeze)
+
+    def _add(self, path: str, fake_quant: nn.Module) -> None:
+        name = path.replace(".", "_")
+        while hasattr(self, name):
+            name += "_"
+        self.add_module(name, fake_quant)
 
     def due(self, at: Tensor) -> bool:
         """Whether step ``at`` has come."""
@@ -81,9 +87,10 @@ class QATModule(nn.Module):
     def __init__(self, training: Training, fake_quants: FakeQuants | None = None) -> None:
         super().__init__()
         tree = training.tree
-        if OURS in tree._modules:
-            raise ConfigError(f"The model has a module named {OURS!r}, as fxquant names its own. Rename it.")
-        fake_quants = fake_quants or FakeQuants(training.simulation)
+        if any(OURS in names for names in (tree._modules, tree._parameters, tree._buffers)):
+            raise ConfigError(f"The model has something named {OURS!r}, as fxquant names its own. Rename it.")
+        if fake_quants is None:
+            fake_quants = FakeQuants(training.simulation).train(tree.training)
         self.__dict__.update(
             _training=training,
             _parameters=tree._parameters,
@@ -92,8 +99,9 @@ class QATModule(nn.Module):
             _modules={**tree._modules, OURS: fake_quants},
             training=tree.training,
         )
-        fake_quants.train(tree.training)
+        self._links = _links(tree, training.work.gm)
         self.register_load_state_dict_pre_hook(_take_float_checkpoint)
+        self.register_load_state_dict_post_hook(_link)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's forward takes and gives, with activations and weights rounded.
@@ -101,45 +109,54 @@ class QATModule(nn.Module):
         In training mode, with gradients on, a call is a step: ranges follow, and schedules advance.
 
         Raises:
-            TrainingError: an activation whose range is followed holds NaN or inf.
+            TrainingError: an activation whose range is followed holds NaN or inf, or a learned scale left all bounds.
         """
         ours = self.fake_quants
         stepping = self.training and torch.is_grad_enabled()
+        held = [n for n in self._norms() if n.training] if ours.due(ours.freeze_batchnorm_at) else []
         if stepping:
             self._freeze_if_due()
             ours.steps += 1
-        if self.training and ours.due(ours.freeze_batchnorm_at):
-            for norm in self._norms():
-                norm.training = False
-        # The root of the copied tree is not this module, but functions called in its forward ask it for the mode.
-        self._training.tree.training = self.training
-        result = self._training.work.gm(*args, **kwargs)
-        if stepping and not ours.observers_frozen:
+        for norm in held:
+            norm.training = False
+        try:
+            result = self._training.work.gm(*args, **kwargs)
+        finally:
+            for norm in held:
+                norm.training = True
+        if stepping:
             self._agree()
         return result
+
+    def train(self, mode: bool = True) -> QATModule:
+        """As of any module: sets the mode of all of the model."""
+        super().train(mode)
+        # The model's own root is not this module: its class may have a train() of its own, and functions that its
+        # forward calls ask it for the mode.
+        self._training.tree.train(mode)
+        return self
 
     def _freeze_if_due(self) -> None:
         ours = self.fake_quants
         if ours.due(ours.freeze_observers_at) and not ours.observers_frozen:
             self._training.simulation.freeze_observers()
-            ours.observers_frozen.fill_(True)
+            ours.observers_frozen.fill_(1)
 
     def _norms(self) -> Iterator[nn.Module]:
         return (m for m in self.modules() if isinstance(m, _BatchNorm))
 
     def _agree(self) -> None:
         """Make the ranges of all ranks the mean of theirs, as their gradients are."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return
-        following = [f for f in self._training.simulation.activations.values() if not f.frozen]
-        if following:
+        fake_quants = self._training.simulation.activations.values()
+        following = [f for f in fake_quants if f.joined[0].theta is None and not f.frozen]
+        if following and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             ranges = torch.stack([f.range for f in following])
             dist.all_reduce(ranges)
             for fake_quant, mean in zip(following, ranges / dist.get_world_size(), strict=True):
                 fake_quant.range.copy_(mean)
 
     def freeze_observers(self, after: float | None = None, steps: int | None = None) -> None:
-        """Let the scales of activations and weights stay as they are: now, or from a step of training on.
+        """Let the scales of activations and weights stay as they are: now, or from a step of training on; for good.
 
         Args:
             after: share of the ``steps`` of the whole training (calls in training mode), from 0 to 1.
@@ -174,28 +191,19 @@ class QATModule(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(f"{OURS}.")}
 
     @property
-    def graph(self) -> fx.GraphModule:
+    def training_graph(self) -> fx.GraphModule:
         """The graph that trains."""
         return self._training.work.gm
 
-    @property
-    def snapshots(self) -> Mapping[str, str]:
-        """The graph after each step of the pipeline, if prepared with ``snapshots=True``."""
-        return self._training.work.snapshots
-
     def _apply(self, fn: Any, recurse: bool = True) -> QATModule:
         super()._apply(fn, recurse)
-        # Buffers are new tensors now: those that the graph reads by name are to be the tree's.
-        gm, tree = self.graph, self._training.tree
-        for node in gm.graph.nodes:
-            owner, _, leaf = str(node.target).rpartition(".")
-            if node.op == "get_attr" and leaf in gm.get_submodule(owner)._buffers:
-                gm.get_submodule(owner)._buffers[leaf] = attribute(tree, node)
+        _link(self)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QATModule:
         training = copy.deepcopy(self._training, memo)
         twin = type(self)(training, copy.deepcopy(self.fake_quants, memo))
+        twin.training = self.training
         memo[id(self)] = twin
         return twin
 
@@ -206,8 +214,38 @@ class QATModule(nn.Module):
         )
 
 
+def _links(tree: nn.Module, gm: fx.GraphModule) -> list[tuple[dict[str, Any], str, str]]:
+    """Where the graph keeps tensors of the tree outside of the tree's own modules, and what they are called there.
+
+    It does for those that the forward reads by name, and for layers made of functions over parameters.
+    """
+    own = {id(module) for module in tree.modules()}
+    names = {id(t): n for n, t in (*tree.named_parameters(), *tree.named_buffers())}
+    return [
+        (kept, leaf, names[id(tensor)])
+        for module in gm.modules()
+        if id(module) not in own
+        for kept in (module._parameters, module._buffers)
+        for leaf, tensor in kept.items()
+        if id(tensor) in names
+    ]
+
+
+def _link(module: QATModule, incompatible: Any = None) -> None:
+    """Let the graph read the tensors that the tree has now: some ways to load and to move replace them."""
+    tree = module._training.tree
+    for kept, leaf, name in module._links:
+        owner, _, own = name.rpartition(".")
+        kept[leaf] = getattr(tree.get_submodule(owner), own)
+
+
 def convert_trained(prepared: QATModule) -> Compiled:
-    """The int8 form of a module in training, which is left as it is."""
+    """The int8 form of a module in training, which is left as it is.
+
+    Raises:
+        ModelError: its parameters are not fp32 on the CPU, or hold NaN or inf.
+    """
+    check_tensors(prepared)
     trained = copy.deepcopy(prepared).eval()
     work = trained._training.work
     expected = [run_batch(trained, batch, number) for number, batch in enumerate(work.sample)]

@@ -14,6 +14,7 @@ from ..backends.units import Matched, Unit, match_units
 from ..compiler.config import QuantConfig
 from ..compiler.overrides import ResolvedConfig
 from ..compiler.types import ValueInfo
+from .sharing import HOOKED, is_hooked
 
 OUTSIDE_STUBS = "outside of the model's QuantStub/DeQuantStub region"
 NO_GAIN = "an int8 region without conv or linear gains nothing over its borders"
@@ -94,6 +95,8 @@ def _own_reason(
     if not unit.inputs:
         return "it reads no tensor that could be quantized"
     module = modules.get(str(root.target)) if root.op == "call_module" else None
+    if module is not None and is_hooked(module):
+        return HOOKED
     reason = rule.refuse(Call(root, module, values)) if rule.refuse else None
     if reason:
         return reason

@@ -18,7 +18,7 @@ from ..backends.units import match_units
 from ..compiler.config import QuantConfig
 from ..compiler.errors import ConfigError
 from ..compiler.overrides import ResolvedConfig, module_path
-from .sharing import Sharing
+from .sharing import HOOKED, Sharing, is_hooked
 from .verify import LEAST_SQNR, layer_sqnr
 from .weights import quantize_weight
 
@@ -98,8 +98,8 @@ def refusal(rule: OpRule | None, module: nn.Module, dtype: torch.dtype, table: O
     names = weight_names(module)
     if any(name.endswith(("_orig", "_g", "_v")) for name in names):
         return "a hook computes its weight: remove that first"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "it has forward hooks, which an int8 layer would not call"
+    if is_hooked(module):
+        return HOOKED
     weights = [module.get_parameter(name) for name in names]
     if not all(w.numel() for w in weights):
         return "it has no weights"

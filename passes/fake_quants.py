@@ -11,6 +11,7 @@ from ..backends.base import Backend, IntegerWeight
 from ..compiler.fake_quantize import FakeQuantize
 from ..compiler.observers import FixedObserver, Observer, QuantStub
 from .assign_precision import Assignment
+from .base import finish
 from .fold_batchnorm import fold
 from .freeze import joined_observers, joined_qparams
 from .simulated_layer import SimulatedLayer
@@ -47,19 +48,28 @@ def attach(gm: fx.GraphModule, assignment: Assignment, norms: Mapping[str, nn.Mo
     modules = dict(gm.named_modules())
     for unit in assignment.matched.units:
         path = str(unit.root.target)
-        if unit.root.op != "call_module" or path in done.layers:
+        if unit.root.op != "call_module":
             continue
         if path in norms or (unit.rule.weighted and assignment.is_int8(unit)):
-            done.layers[path] = SimulatedLayer(path, modules[path], norms.get(path), unit.rule)
-            gm.set_submodule(path, done.layers[path])
+            layer = done.layers.setdefault(path, SimulatedLayer(path, modules[path], norms.get(path), unit.rule))
+            # The layer stays where it is: its parameters may be read there by name.
+            unit.root.target = _name(gm, f"{unit.root.name}_simulated")
+            gm.add_module(unit.root.target, layer)
+    gm.recompile()
     return done
+
+
+def _name(gm: fx.GraphModule, name: str) -> str:
+    while hasattr(gm, name):
+        name += "_"
+    return name
 
 
 def simulate(gm: fx.GraphModule, assignment: Assignment, backend: Backend, simulation: Simulation) -> None:
     """Let a calibrated graph round: fake-quants take the place of observers, and int8 layers round their weights."""
     made = _fake_quants(gm, assignment)
     owner = {u.output: u for u in assignment.int8_units}
-    modules = dict(gm.named_modules())
+    modules = dict(gm.named_modules(remove_duplicate=False))
     for node in gm.graph.nodes:
         path = str(node.target)
         module = modules.get(path) if node.op == "call_module" else None
@@ -76,8 +86,8 @@ def simulate(gm: fx.GraphModule, assignment: Assignment, backend: Backend, simul
         gm.set_submodule(path, made[observer])
         simulation.activations[path] = made[observer]
     for unit in assignment.int8_units:
-        layer = simulation.layers.get(str(unit.root.target))
-        if layer is not None and layer.rounds is None:
+        layer = modules.get(str(unit.root.target))
+        if isinstance(layer, SimulatedLayer) and layer.rounds is None:
             layer.round_weight(assignment.config_of(unit), backend)
 
 
@@ -101,6 +111,7 @@ def settle(gm: fx.GraphModule, simulation: Simulation) -> dict[str, IntegerWeigh
     for path, fake_quant in simulation.activations.items():
         known = simulation.known.get(path) or FixedObserver(fake_quant.label, fake_quant.qparams())
         gm.set_submodule(path, known)
+    modules = dict(gm.named_modules(remove_duplicate=False))
     integers: dict[str, IntegerWeight] = {}
     for path, simulated in simulation.layers.items():
         rounded = simulated.integers()
@@ -108,5 +119,9 @@ def settle(gm: fx.GraphModule, simulation: Simulation) -> dict[str, IntegerWeigh
             integers[path] = rounded
         if simulated.norm is not None:
             fold(simulated.layer, simulated.norm, simulated.rule)
-        gm.set_submodule(path, simulated.layer)
+    for node in gm.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, SimulatedLayer):
+            node.target = module.path
+    finish(gm)
     return integers

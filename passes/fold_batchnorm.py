@@ -13,21 +13,20 @@ from torch import fx, nn
 from ..backends.base import OpRule, OpTable, Output
 from .base import PassResult, finish
 from .layer_weight import output_channels, rescale, shift
-from .sharing import Sharing
+from .sharing import Sharing, is_hooked
 
 
 class FoldBatchNorm:
     """Exact; refuses where the layer's output has other readers or the layer is called more than once.
 
-    With ``detached`` nothing is folded: the normalisation leaves the graph and is kept there by the layer's path, for
-    training, which needs the statistics of its batches.
+    With ``detached`` nothing is folded, and the pass is not exact: the normalisation leaves the graph and is kept there
+    by the layer's path, for training, which needs the statistics of its batches.
     """
 
     name = "fold_batchnorm"
-    exact = True
 
     def __init__(self, detached: dict[str, nn.Module] | None = None) -> None:
-        self.detached = detached
+        self.detached, self.exact = detached, detached is None
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
@@ -43,7 +42,7 @@ class FoldBatchNorm:
                 refusals[bn] = f"not folded: reads '{layer.name}', which is no conv or linear layer"
                 continue
             shared = sharing.reason(modules[str(layer.target)], str(layer.target))
-            reason = self._refusal(layer, modules[str(bn.target)], shared)
+            reason = self._refusal(layer, modules[str(layer.target)], modules[str(bn.target)], shared)
             if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_rule):
                 reason = f"not folded: it normalises another axis than the channels of '{layer.name}'"
             if self.detached is not None and str(layer.target) in self.detached:
@@ -62,11 +61,13 @@ class FoldBatchNorm:
         return PassResult(count, refusals)
 
     @staticmethod
-    def _refusal(layer: fx.Node, bn: nn.Module, shared: str | None) -> str | None:
+    def _refusal(layer: fx.Node, module: nn.Module, bn: nn.Module, shared: str | None) -> str | None:
         if len(layer.users) > 1:
             return f"not folded: '{layer.name}' has {len(layer.users)} readers"
         if shared:
             return f"not folded: {shared}"
+        if any(map(is_hooked, (module, bn))):
+            return "not folded: it or the layer before it has forward hooks"
         if getattr(bn, "running_mean", None) is None:
             return "not folded: it keeps no running statistics"
         return None

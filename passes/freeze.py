@@ -36,7 +36,7 @@ def freeze(
     tops: dict[fx.Node, Top] = {}
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
-    weights = dict(trained or {})
+    weights: dict[str, IntegerWeight] = {}
     joined = joined_qparams(gm, assignment)
     for node in list(gm.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -57,7 +57,7 @@ def freeze(
             unit = by_output[node]
             if unit.rule.weighted:
                 bound = _top_for(modules[str(unit.root.target)], tops.get(unit.inputs[0]))
-                count += _freeze_weight(gm, unit, assignment, backend, bound, weights)
+                count += _freeze_weight(gm, unit, assignment, backend, bound, weights, trained or {})
             if unit.rule.output is Output.SHARED:
                 count += _share(gm, unit, qparams, tops)
     finish(gm)
@@ -173,6 +173,7 @@ def _freeze_weight(
     backend: Backend,
     top: Tensor | None,
     done: dict[str, IntegerWeight],
+    trained: Mapping[str, IntegerWeight],
 ) -> int:
     """Replace the call of a weighted module by its function over an integer weight."""
     node, path = unit.root, str(unit.root.target)
@@ -181,8 +182,9 @@ def _freeze_weight(
         # A layer that is called again meets other inputs than those of this call.
         once = sum(n.op == "call_module" and n.target == path for n in gm.graph.nodes) == 1
         top = top if once else None
-        done[path] = quantize_weight(layer, unit.rule, assignment.config_of(unit), backend, top)
-    _hold(gm, path, done[path], layer, unit.rule)
+        rounded = trained.get(path) or quantize_weight(layer, unit.rule, assignment.config_of(unit), backend, top)
+        done[path] = rounded
+        _hold(gm, path, rounded, layer, unit.rule)
     with gm.graph.inserting_before(node):
         parts = [gm.graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]
         weight = gm.graph.call_function(dequantize_channels, (*parts, done[path].axis))

@@ -6,6 +6,13 @@ from collections import Counter
 
 from torch import fx, nn
 
+HOOKED = "it has forward hooks, which an int8 layer would not call"
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` does more than its forward: pruning and the old weight norm work that way."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
 
 class Sharing:
     """How often each module of a graph is used: called, inside another that is called, or its parameters by name.

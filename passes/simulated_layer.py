@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..backends.base import Backend, IntegerWeight, OpRule
 from ..compiler.config import QuantConfig
-from ..compiler.fake_quantize import fake_quantize_channels
+from ..compiler.fake_quantize import check_theta, fake_quantize_channels
 from ..compiler.qdq import along
 from .layer_weight import function_arguments
 from .weights import WeightGrid, raised, weight_grid, widest_scale
@@ -33,6 +33,7 @@ class WeightFakeQuantize(nn.Module):
     what the kernels compute exactly.
 
     Attributes:
+        label: the path of its layer, for messages.
         share: of the range of the weight, for each scale, at the start.
         theta: log of the share against that; None where it is not learned.
         scale, zero_point: of the grid at the start, or when it was frozen.
@@ -42,8 +43,11 @@ class WeightFakeQuantize(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor) -> None:
+    def __init__(
+        self, label: str, layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor
+    ) -> None:
         super().__init__()
+        self.label = label
         self._kind = (layer, rule, config, backend)
         self.frozen = False
         grid = weight_grid(*self._kind, weight.detach(), None)
@@ -51,7 +55,8 @@ class WeightFakeQuantize(nn.Module):
         self.register_buffer("scale", grid.scale.clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
         self.theta: nn.Parameter | None = None
-        if config.scales == "learned" and config.weight_symmetric:
+        self.symmetric = grid.low == -grid.high
+        if config.scales == "learned" and self.symmetric:
             self.register_buffer("share", grid.scale / self._widest(weight))
             self.theta = nn.Parameter(torch.zeros_like(grid.scale))
 
@@ -64,8 +69,9 @@ class WeightFakeQuantize(nn.Module):
         if self.theta is None or self.frozen:
             scale = self.scale
         else:
+            check_theta(self.theta, self.label)
             scale = self._widest(weight) * self.share * self.theta.exp()
-        if self._kind[2].weight_symmetric:
+        if self.symmetric:
             scale = raised(scale, *self._kind, weight, None)
         return WeightGrid(scale, self.zero_point, self.axis, self.qmin, self.qmax)
 
@@ -87,6 +93,8 @@ class WeightFakeQuantize(nn.Module):
             self.scale.copy_(grid.scale)
             self.zero_point.copy_(grid.zero_point)
             self.frozen = True
+            if self.theta is not None:
+                self.theta.zero_()
 
 
 class SimulatedLayer(nn.Module):
@@ -107,7 +115,8 @@ class SimulatedLayer(nn.Module):
     def round_weight(self, config: QuantConfig, backend: Backend) -> None:
         """Round the weight from now on."""
         layer, norm, _ = self._own
-        self._own = (layer, norm, WeightFakeQuantize(layer, self.rule, config, backend, self.folded_weight()))
+        rounds = WeightFakeQuantize(self.path, layer, self.rule, config, backend, self.folded_weight())
+        self._own = (layer, norm, rounds)
 
     @property
     def layer(self) -> Any:
@@ -123,11 +132,12 @@ class SimulatedLayer(nn.Module):
     def rounds(self) -> WeightFakeQuantize | None:
         return self._own[2]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer, and its normalisation, give of ``x``."""
+    def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
+        """What the layer, and its normalisation, give of ``x``; a layer that rounds takes nothing more."""
         layer, norm, rounds = self.layer, self.norm, self.rounds
         if rounds is None:
-            return norm(layer(x)) if norm is not None else layer(x)
+            given = layer(x, *rest, **options)
+            return norm(given) if norm is not None else given
         if norm is None:
             return self._call(x, rounds(layer.weight), getattr(layer, "bias", None))
         if not norm.training:

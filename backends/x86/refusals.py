@@ -23,6 +23,8 @@ def refuse_conv(call: Call) -> str | None:
     reason = refuse_padding(call.module) if call.module else None
     if reason:
         return reason
+    if call.module is not None and (len(call.node.args) > 1 or call.node.kwargs):
+        return "it is called with an output size"
     kernel = call.param("kernel_size", ())
     if call.input is not None and len(call.input.shape) != len(kernel) + 2:
         return "its input has no batch axis"

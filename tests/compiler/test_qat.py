@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
+from torch.nn.utils import prune
 
 import fxquant
 from fxquant import CalibrationError, ConfigError, QATModule, QuantConfig, StateError, TrainingError
@@ -101,6 +102,78 @@ def test_modules_that_the_forward_does_not_use_are_kept() -> None:
     assert set(model.state_dict()) <= set(q.state_dict())
 
 
+def test_names_that_differ_in_a_dot_only_do_not_meet() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b, self.b_c, self.head = nn.ModuleDict({"c": nn.Linear(6, 6)}), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.b_c(self.b["c"](x)))
+            return logits
+
+    q = prepared(Nested(), calibration=[torch.randn(4, 6)], config=QuantConfig(scales="learned"))
+    assert sum(n.endswith("_weight.theta") or n.endswith("_weight_.theta") for n, _ in q.named_parameters()) == 3
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_parameters_read_by_name_beside_their_layer_are_the_layers(assign: bool) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(self.last(torch.relu(self.first(x))), self.first.weight.t()) + self.last.bias[:6]
+
+    model, other, x = Tied(), Tied(), torch.randn(16, 6)
+    q = prepared(model, calibration=[x])
+    q.load_state_dict(other.state_dict(), assign=assign)
+    assert sqnr(other(x), q.eval()(x)) > 20
+    q.train()(x).sum().backward()
+    assert all(p.grad is not None for p in q.parameters())
+    assert sqnr(q.eval()(x), fxquant.convert(q)(x)) > 60
+
+
+def test_a_train_of_the_models_own_is_called() -> None:
+    class FrozenNorm(Small):
+        def train(self, mode: bool = True) -> FrozenNorm:
+            super().train(mode)
+            self.bn.eval()
+            return self
+
+    q = prepared(FrozenNorm()).train()
+    assert q.get_submodule("stem").training and not q.get_submodule("bn").training
+
+
+@pytest.mark.parametrize("observer", ["histogram", "measured"])
+def test_preparing_a_model_in_training_mode_leaves_its_statistics(observer: str) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    for fresh in (True, False):
+        q = prepared(model.train(), config=QuantConfig(observer=observer))
+        assert all(torch.equal(q.state_dict()[k], v) for k, v in model.state_dict().items()), fresh
+        assert all(m.training for m in q.modules())
+        model(images())
+
+
+@pytest.mark.parametrize(
+    "hook", [torch.nn.utils.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_a_layer_whose_weight_a_hook_computes_trains_in_fp32(hook: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+    hook(model[0])
+    with torch.no_grad():
+        model(images())  # else its weight belongs to an autograd graph, and cannot be copied
+    q = prepared(model).train()
+    q(images()).square().sum().backward()
+    assert [n for n, p in q.named_parameters() if p.grad is None] == []
+    done = fxquant.convert(q)
+    assert "it has forward hooks" in {row.node: row for row in done.report.rows}["0"].reason
+    x = images()
+    assert sqnr(q.eval()(x), done(x)) > 60
+
+
 def test_functions_over_parameters_keep_their_names_and_train() -> None:
     class Functional(nn.Module):
         offset: Tensor
@@ -182,6 +255,26 @@ def test_a_copy_trains_by_itself_and_converts_to_the_same() -> None:
     assert torch.equal(inside.eval()(x), q.eval()(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_copy_is_in_the_mode_of_the_original(training: bool) -> None:
+    q = prepared().train(not training)
+    q(images())
+    twin = copy.deepcopy(q.train(training))
+    assert all(m.training is training for m in twin.modules())
+
+
+def test_a_copy_is_made_of_modules_that_keep_their_last_output() -> None:
+    class Keeps(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            self.last = super().forward(input)
+            return self.last
+
+    q = prepared(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Keeps(8, 8, 1), nn.Conv2d(8, 4, 1))).train()
+    q(images()).sum().backward()
+    x = images()
+    assert sqnr(q.eval()(x), fxquant.convert(q)(x)) > 60
+
+
 def test_converting_does_not_end_training() -> None:
     q = prepared().train()
     optimizer = optimizer_of(q)
@@ -203,6 +296,31 @@ def test_observers_freeze_at_their_step() -> None:
         seen.append(ranges())
     same = [all(map(torch.equal, a, b)) for a, b in itertools.pairwise(seen)]
     assert same == [False, True, True]
+
+
+def test_both_schedules_count_the_same_steps() -> None:
+    q = prepared().train()
+    optimizer = optimizer_of(q)
+    q.freeze_observers(after=0.5, steps=4)
+    q.freeze_batchnorm(after=0.5, steps=4)
+    frozen = []
+    for number in range(4):
+        before = q.state_dict()["bn.running_mean"].clone()
+        step(q, optimizer, number)
+        frozen.append((bool(q.fake_quants.observers_frozen), torch.equal(q.state_dict()["bn.running_mean"], before)))
+    assert frozen == [(False, False), (False, False), (True, True), (True, True)]
+
+
+def test_a_checkpoint_from_before_the_freeze_thaws() -> None:
+    q = prepared().train()
+    before = copy.deepcopy(q.state_dict())
+    q.freeze_observers()
+    q.freeze_batchnorm()
+    q(images())
+    q.load_state_dict(before)
+    q(images())
+    assert not torch.equal(q.state_dict()["bn.running_mean"], before["bn.running_mean"])
+    assert not torch.equal(q.state_dict()["fake_quants.act_observer.range"], before["fake_quants.act_observer.range"])
 
 
 def test_batchnorm_freezes_at_its_step_and_survives_train() -> None:
@@ -433,6 +551,30 @@ def test_train_is_for_this_scheme_and_needed_there() -> None:
         fxquant.compile(small(), scheme="qat", calibration=data())
     with pytest.raises(ConfigError, match="takes no train="):
         fxquant.compile(small(), calibration=data(), train=print)
+
+
+def test_what_train_returns_is_not_ignored() -> None:
+    for wrong in (5, nn.Linear(2, 2)):
+        with pytest.raises(ConfigError, match="must return None or the QATModule"):
+            fxquant.compile(small(), scheme="qat", calibration=data(), train=lambda q, wrong=wrong: wrong)  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="must be a function"):
+        fxquant.compile(small(), scheme="qat", calibration=data(), train="x")  # type: ignore[arg-type]
+
+
+def test_what_is_in_training_already_is_not_prepared_again() -> None:
+    for model in (prepared(), nn.Sequential(prepared())):
+        with pytest.raises(fxquant.ModelError, match=r"in quantization-aware training already"):
+            fxquant.compile(model, scheme="dynamic")
+
+
+def test_converting_a_wrapper_or_a_diverged_model_says_what_to_do() -> None:
+    q = prepared()
+    with pytest.raises(StateError, match=r"got DataParallel\. Pass its \.module"):
+        fxquant.convert(nn.DataParallel(q))  # type: ignore[arg-type]
+    with torch.no_grad():
+        q.get_parameter("stem.weight").fill_(torch.nan)
+    with pytest.raises(fxquant.ModelError, match="layer 'stem' holds NaN or inf"):
+        fxquant.convert(q)
 
 
 def test_a_name_of_ours_in_the_model_is_refused() -> None:

@@ -123,7 +123,7 @@ def test_a_channel_with_gamma_zero_gives_its_beta_and_no_nan() -> None:
 def test_scales_never_fall_below_what_the_kernels_compute(scales: str) -> None:
     backend = X86Backend(Target(vnni=False))
     layer = nn.Linear(8, 4)
-    rounds = WeightFakeQuantize(layer, TABLE["linear"], QuantConfig(scales=scales), backend, layer.weight)
+    rounds = WeightFakeQuantize("layer", layer, TABLE["linear"], QuantConfig(scales=scales), backend, layer.weight)
     for frozen in (False, True):
         if frozen:
             rounds.freeze(layer.weight)
@@ -135,7 +135,7 @@ def test_scales_never_fall_below_what_the_kernels_compute(scales: str) -> None:
 
 def test_frozen_scales_stay_whatever_the_weight_does() -> None:
     layer = nn.Linear(8, 4)
-    rounds = WeightFakeQuantize(layer, TABLE["linear"], QuantConfig(), REFERENCE, layer.weight)
+    rounds = WeightFakeQuantize("layer", layer, TABLE["linear"], QuantConfig(), REFERENCE, layer.weight)
     rounds.freeze(layer.weight)
     before = rounds.grid(layer.weight).scale
     assert torch.equal(rounds.grid(layer.weight * 0.5).scale, before)
