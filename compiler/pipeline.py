@@ -29,7 +29,7 @@ from .attention import take_attention_apart
 from .batches import Sample, run_batch
 from .capture import Leaf, capture
 from .config import QuantConfig
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, ModelError, where
 from .lockstep import Twin, twin
 from .normalize import normalize
 from .overrides import ResolvedConfig, node_subject, resolve
@@ -65,6 +65,7 @@ class Work:
         sample: a few batches, kept for the passes that need data; empty before :func:`prepare`.
         snapshots: the graph after each step, if asked for.
         assignment: int8 or fp32 for every op; None before :func:`prepare`.
+        folded_linears: linear layers with a batch normalisation folded into them.
         layers: what becomes of layers that overrides ask to have int8 or fp16 weights, and fp32 in and out.
     """
 
@@ -74,6 +75,7 @@ class Work:
     notes: dict[fx.Node, str] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
     assignment: Assignment | None = None
+    folded_linears: list[fx.Node] = field(default_factory=list)
     layers: LayerPlan = field(default_factory=LayerPlan)
     sample: Sample = field(default_factory=Sample)
 
@@ -114,6 +116,7 @@ def simplify(work: Work, fold_batchnorm: FoldBatchNorm, eliminate_noops: Elimina
     normalize(work.gm, work.options.backend.table)
     work.snapshot("capture")
     work.apply(fold_batchnorm)
+    work.folded_linears = fold_batchnorm.linears
     work.apply(eliminate_noops)
     if work.options.config.relu6_as_relu:
         work.apply(Relu6AsRelu())
@@ -126,12 +129,18 @@ def prepare(work: Work, sample: Sample) -> Work:
 
     Raises:
         CalibrationError: the forward fails on the example.
-        ModelError: there is nothing to quantize.
+        ModelError: there is nothing to quantize, or a batch normalisation was folded along another axis than its own.
         ConfigError: an override matches nothing.
     """
     gm, table = work.gm, work.options.backend.table
     # First of all: an example that does not fit must change nothing.
     values = run_batch(lambda *args, **kwargs: run_values(gm, args, kwargs), sample[0], 0)
+    for node in work.folded_linears:
+        if node in values and len(values[node].shape) != 2:
+            raise ModelError(
+                f"Behind {where(node)} an nn.BatchNorm1d normalises axis 1 of {values[node].shape}, not the "
+                "features. Put it into a module of your own, and name that in leaf_modules."
+            )
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
     subjects = {
         node: node_subject(node, rule.name if (rule := table.of(node, modules)) else "")

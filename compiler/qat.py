@@ -62,6 +62,7 @@ class Training:
             self.work,
             gm=gm,
             notes=_with_nodes(self.work.notes, copies),
+            folded_linears=_with_nodes(self.work.folded_linears, copies),
             snapshots=dict(self.work.snapshots),
             assignment=_with_nodes(self.work.assignment, copies),
             layers=_with_nodes(self.work.layers, copies),

@@ -27,6 +27,7 @@ class FoldBatchNorm:
 
     def __init__(self, detached: dict[str, nn.Module] | None = None) -> None:
         self.detached, self.exact = detached, detached is None
+        self.linears: list[fx.Node] = []  # folded as if they gave (N, C), which only an example can show
 
     def __call__(self, gm: fx.GraphModule, table: OpTable) -> PassResult:
         modules = dict(gm.named_modules())
@@ -54,6 +55,7 @@ class FoldBatchNorm:
                 fold(modules[str(layer.target)], modules[str(bn.target)], layer_rule)
             else:
                 self.detached[str(layer.target)] = modules[str(bn.target)]
+            self.linears += [layer] if layer_rule.name == "linear" else []
             bn.replace_all_uses_with(layer)
             gm.graph.erase_node(bn)
             count += 1

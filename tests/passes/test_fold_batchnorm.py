@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import fxquant
 from fxquant.passes.eliminate_noops import EliminateNoops
 from fxquant.passes.fold_batchnorm import FoldBatchNorm
 from tests.compiler.toys import TABLE, Lambda, compiled, computed, normalized, settle, small
@@ -220,3 +221,10 @@ def test_shapes_and_lint_after_both() -> None:
         gm.graph.lint()
         x = torch.randn(1, 3, 8, 8)
         assert gm(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("scheme", ["static", "qat"])
+def test_a_norm_over_another_axis_that_happens_to_be_as_long_is_refused(scheme: Any) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
+    with pytest.raises(fxquant.ModelError, match=r"normalises axis 1 of \(4, 8, 8\), not the features"):
+        fxquant.prepare(model, scheme=scheme, calibration=[torch.randn(4, 8, 6)])
