@@ -96,6 +96,10 @@ class WeightFakeQuantize(nn.Module):
             if self.theta is not None:
                 self.theta.zero_()
 
+    def extra_repr(self) -> str:
+        scales = f"{self.scale.numel()} scales" if self.scale.numel() > 1 else "one scale"
+        return f"{self.label}: integers {self.qmin} to {self.qmax}, {scales}"
+
 
 class SimulatedLayer(nn.Module):
     """A weighted layer with rounded weights, together with the batch normalisation behind it.

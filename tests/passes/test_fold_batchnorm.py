@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant.passes.eliminate_noops import EliminateNoops
 from fxquant.passes.fold_batchnorm import FoldBatchNorm
-from tests.compiler.toys import TABLE, Lambda, compiled, computed, normalized, settle, small
+from tests.compiler.toys import TABLE, Lambda, compiled, computed, normalized, settle, small, sqnr
 from tests.models import ConvBNAct, resnet18
 
 CASES: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...]]] = {
@@ -228,3 +228,14 @@ def test_a_norm_over_another_axis_that_happens_to_be_as_long_is_refused(scheme: 
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
     with pytest.raises(fxquant.ModelError, match=r"normalises axis 1 of \(4, 8, 8\), not the features"):
         fxquant.prepare(model, scheme=scheme, calibration=[torch.randn(4, 8, 6)])
+
+
+def test_layers_with_hooks_are_called_as_they_are() -> None:
+    model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    model[0].register_forward_hook(lambda module, given, result: result * 2)  # type: ignore[operator]
+    x = torch.randn(2, 3, 8, 8)
+    q = compiled(model, [x])
+    rows = {row.node: row for row in q.report.rows}
+    assert "it has forward hooks" in rows["0"].reason and "forward hooks" in rows["1"].reason
+    assert rows["3"].precision == "int8"
+    assert sqnr(model(x), q(x)) > 25

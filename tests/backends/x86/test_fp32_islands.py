@@ -28,3 +28,20 @@ def test_override_to_fp32(island: str) -> None:
         assert row.precision == "fp32" and "override" in row.reason
     assert all(row.op == "conv2d" or row.precision == "fp32" for row in q.report.rows)
     assert torch.isfinite(q(*data[0])).all() and oracle(q, *data[0]).shape == q(*data[0]).shape
+
+
+def test_a_transposed_convolution_called_with_a_size_gives_that_size() -> None:
+    class Upscaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Conv2d(3, 8, 3, 2, 1), nn.ConvTranspose2d(8, 4, 3, 2, 1)
+            self.last = nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(self.up(self.down(x), output_size=x.shape[-2:]))
+            return result
+
+    model, x = seeded(Upscaling).eval(), torch.randn(2, 3, 8, 8)
+    q = compiled(model, [(x,)])
+    assert q(x).shape == model(x).shape
+    assert "called with an output size" in {row.node: row for row in q.report.rows}["up"].reason
