@@ -85,6 +85,7 @@ def compile(
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError, TrainingError: see :mod:`fxquant.compiler.errors`.
     """
+    _check_scheme(scheme)
     if (train is not None) != (scheme == "qat"):
         wants = "needs" if scheme == "qat" else "takes no"
         raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
@@ -143,8 +144,7 @@ def prepare(  # type: ignore[misc]  # the overloads leave the options to this si
     """
     if scheme == "dynamic":
         raise ConfigError("scheme 'dynamic' has nothing to observe: call fxquant.compile(model, scheme='dynamic').")
-    if scheme not in SCHEMES:
-        raise ConfigError(f"scheme is {scheme!r}. {nearest(scheme, SCHEMES)}")
+    _check_scheme(scheme)
     if not isinstance(calibration_batches, int) or calibration_batches < 1:
         raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
     check_model(model)
@@ -160,6 +160,11 @@ def prepare(  # type: ignore[misc]  # the overloads leave the options to this si
         for batch in batches:
             prepared.observe(batch)
     return prepared
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in SCHEMES:
+        raise ConfigError(f"scheme is {scheme!r}. {nearest(scheme, SCHEMES)}")
 
 
 def _options(

@@ -232,7 +232,7 @@ def test_a_norm_over_another_axis_that_happens_to_be_as_long_is_refused(scheme: 
 
 def test_layers_with_hooks_are_called_as_they_are() -> None:
     model = settle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
-    model[0].register_forward_hook(lambda module, given, result: result * 2)  # type: ignore[operator]
+    model.get_submodule("0").register_forward_hook(lambda module, given, result: result * 2)
     x = torch.randn(2, 3, 8, 8)
     q = compiled(model, [x])
     rows = {row.node: row for row in q.report.rows}
