@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from .pipeline import Options, start
 from .qat import prepare_training
 from .qat_module import QATModule, convert_trained
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 SCHEMES = ("static", "dynamic", "qat")
 CALIBRATION_BATCHES = 32
 
@@ -38,6 +42,17 @@ def _reference(target: Target | None, executor: str) -> Backend:
 
 
 BACKENDS: dict[str, Callable[[Target | None, str], Backend]] = {"x86": _x86, "reference": _reference}
+
+
+def _in_fp32(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, whose arithmetic an ``autocast`` around its call does not change."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def compile(
@@ -124,7 +139,8 @@ def prepare(model: nn.Module, scheme: Literal["static"] = "static", **options: A
 def prepare(model: nn.Module, scheme: str, **options: Any) -> Prepared | QATModule: ...
 
 
-def prepare(  # type: ignore[misc]  # the overloads leave the options to this signature
+@_in_fp32  # type: ignore[misc]  # the overloads leave the options to this signature
+def prepare(
     model: nn.Module,
     scheme: str = "static",
     *,
@@ -183,6 +199,7 @@ def _options(
     return Options(BACKENDS[backend](target, executor), chosen, leaf_modules, snapshots)
 
 
+@_in_fp32
 def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, options: Options) -> QuantizedModule:
     if dtype not in DYNAMIC_FORMS.values():
         raise ConfigError(f"dtype is {dtype!r}. Valid: {', '.join(map(str, DYNAMIC_FORMS.values()))}.")
@@ -196,13 +213,16 @@ def _compile_dynamic(model: nn.Module, dtype: torch.dtype, executor: str, option
     return QuantizedModule(Compiled(run, report, done.work.gm, done.tree, done.work.snapshots))
 
 
+@_in_fp32
 def convert(prepared: Prepared | QATModule) -> QuantizedModule:
-    """The second half of :func:`compile`: lower a prepared and calibrated module to int8. It is used up.
+    """The second half of :func:`compile`: lower a prepared and calibrated module to int8.
 
-    One in quantization-aware training is not: it can be trained on, and converted again.
+    A :class:`~fxquant.QATModule` is left as it is: it can be trained on, and converted again. A
+    :class:`~fxquant.Prepared` is used up.
 
     Raises:
         StateError: it was not made by :func:`prepare`, or has seen no data.
+        ModelError: training has left NaN or inf in it.
     """
     if isinstance(prepared, QATModule):
         return QuantizedModule(convert_trained(prepared))

@@ -247,8 +247,10 @@ def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], t
 def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
     line = user_line("".join(traceback.format_tb(error.__traceback__))) or inspect.getfile(type(model))
     owner = dict(model.named_modules()).get(path, model)
+    whole = f"keep the module whole and in fp32: compile(..., leaf_modules=[{path!r}])"
+    fixed = "give the model to a small module that fixes such arguments in its forward"
     return CaptureError(
         f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"
-        "The forward must not depend on the values of tensors. Rewrite the line, or keep the module whole and in "
-        f"fp32: compile(..., leaf_modules=[{path or type(owner).__name__!r}])."
+        "The forward must not depend on its inputs but by what it computes of tensors. Rewrite the line, or "
+        f"{whole if path else fixed}."
     )

@@ -110,9 +110,9 @@ def check_theta(theta: Tensor, label: str) -> None:
     """
     if not bool((theta.detach().abs() < FARTHEST).all()):
         raise TrainingError(
-            f"The learned scale of '{label}' is NaN, or exp({FARTHEST:g}) times what it was. The loss has diverged: go "
-            "back to the last good checkpoint, and lower the learning rate (also that of theta alone, in a parameter "
-            "group of its own)."
+            f"The learned scale of '{label}' is NaN, or exp({FARTHEST:g}) times what it was. The loss has diverged, or "
+            "a batch holds NaN: go back to the last good checkpoint, and lower the learning rate (or that of theta "
+            "alone, in a parameter group of its own)."
         )
 
 

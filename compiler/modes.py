@@ -218,6 +218,6 @@ class _Merge:
 def _other_path(node: fx.Node) -> CaptureError:
     return CaptureError(
         f"The forward takes another path in training mode than in eval mode, at {where(node)}. Training through a "
-        "graph needs one path for both: turn off what only training computes (auxiliary outputs, for example), or put "
-        "it in a module of its own and name that in leaf_modules."
+        "graph needs one path for both: return the same in both modes (turn auxiliary outputs off, or always on), or "
+        "put the line that asks for the mode into a module of its own, and name that in leaf_modules."
     )

@@ -56,6 +56,10 @@ class FakeQuants(nn.Module):
         self.register_buffer("observers_frozen", torch.tensor(0))
         self.register_load_state_dict_post_hook(_thaw_or_freeze)
 
+    def extra_repr(self) -> str:
+        frozen = {"scales": self.due(self.freeze_observers_at), "statistics": self.due(self.freeze_batchnorm_at)}
+        return f"step {int(self.steps)}" + "".join(f", {what} frozen" for what, due in frozen.items() if due)
+
     def _add(self, path: str, fake_quant: nn.Module) -> None:
         name = path.replace(".", "_")
         while hasattr(self, name):

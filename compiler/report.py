@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from tabulate import tabulate
 from torch import Tensor, fx
 
+from ..backends.base import OpTable
 from ..backends.dynamic import tensor_bytes
+from ..backends.units import Unit
 from .errors import user_line
 from .overrides import module_path
 from .types import QParams
@@ -75,6 +77,18 @@ def parameter_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(map(tensor_bytes, tensors))
 
 
+def row_name(node: fx.Node) -> str:
+    """The path of the module that ``node`` is, or stands in; with its own name where it is no module."""
+    path = module_path(node)
+    own_module = path.replace(".", "_") == node.name.lstrip("_")
+    return f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
+
+
+def unit_name(unit: Unit, table: OpTable) -> str:
+    """Its op, and what is fused into it."""
+    return FUSED.join([unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)])
+
+
 def make_row(
     node: fx.Node,
     op: str,
@@ -85,7 +99,4 @@ def make_row(
     sizes: tuple[int, int] = (0, 0),
 ) -> Row:
     """A row named after the module that ``node`` is, or stands in; ``sizes`` in bytes, before and after."""
-    path = module_path(node)
-    own_module = path.replace(".", "_") == node.name.lstrip("_")
-    name = f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
-    return Row(name, op, precision, kernel, qparams, reason, user_line(node.stack_trace), *sizes)
+    return Row(row_name(node), op, precision, kernel, qparams, reason, user_line(node.stack_trace), *sizes)

@@ -10,7 +10,7 @@ from ..passes.assign_precision import Assignment
 from ..passes.dynamic import LayerPlan
 from .layer_rows import layer_rows
 from .qdq import dequantize, quantize
-from .report import FUSED, Report, Row, make_row, parameter_bytes
+from .report import Report, Row, make_row, parameter_bytes, unit_name
 from .types import QParams
 from .values import attribute
 
@@ -64,14 +64,16 @@ def _unit_row(
     lowered: Lowered,
     notes: dict[fx.Node, str],
 ) -> Row:
-    names = [unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)]
-    op = FUSED.join(names)
+    op = unit_name(unit, table)
     remarks = [notes[n] for n in unit.nodes if n in notes]
     if not assignment.is_int8(unit):
         layer = gm.get_submodule(str(unit.root.target)) if unit.root.op == "call_module" else None
         size = parameter_bytes(layer.parameters()) if layer is not None else 0
         reason = "; ".join([assignment.reasons[unit.root], *remarks])
         return make_row(unit.root, op, "fp32", "", reason, sizes=(size, size))
+    bits = assignment.config_of(unit).weight_bits
+    if unit.rule.weighted and bits < 8:
+        remarks.append(f"weights of {bits} bits")
     out = next((u for u in unit.output.users if u.target is quantize), None)
     known = QParams(*out.args[1:5]) if out is not None else None  # type: ignore[arg-type]
     if unit.rule.output is Output.WEIGHT_ONLY:

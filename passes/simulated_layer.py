@@ -54,6 +54,7 @@ class WeightFakeQuantize(nn.Module):
         self.axis, self.qmin, self.qmax = grid.axis, grid.low, grid.high
         self.register_buffer("scale", grid.scale.clone())
         self.register_buffer("zero_point", grid.zero_point.clone())
+        self.register_buffer("bounds", torch.tensor([grid.low, grid.high]))
         self.theta: nn.Parameter | None = None
         self.symmetric = grid.low == -grid.high
         if config.scales == "learned" and self.symmetric:
@@ -95,6 +96,17 @@ class WeightFakeQuantize(nn.Module):
             self.frozen = True
             if self.theta is not None:
                 self.theta.zero_()
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        saved, errors = state_dict.get(f"{prefix}bounds"), rest[-1]
+        if saved is not None and saved.tolist() != [self.qmin, self.qmax]:
+            low, high = saved.tolist()
+            errors.append(
+                f"The checkpoint has integers from {low} to {high} as the weight of '{self.label}', and this module "
+                f"was prepared for {self.qmin} to {self.qmax}: prepare it with the same weight_bits and weight."
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         scales = f"{self.scale.numel()} scales" if self.scale.numel() > 1 else "one scale"

@@ -74,6 +74,12 @@ def test_a_checkpoint_that_lacks_keys_is_refused_as_ever() -> None:
         prepared().load_state_dict(state)
 
 
+def test_a_checkpoint_with_other_bits_is_refused() -> None:
+    q = prepared(config=QuantConfig(weight_bits=4))
+    with pytest.raises(RuntimeError, match=r"from -1 to 1 as the weight of 'stem', .* for -7 to 7"):
+        q.load_state_dict(prepared(config=QuantConfig(weight_bits=2)).state_dict())
+
+
 def test_the_model_stays_as_it_was() -> None:
     model = small().train()
     before = copy.deepcopy(model.state_dict())
@@ -356,6 +362,28 @@ def test_autocast_trains() -> None:
     assert sqnr(q.eval()(x), fxquant.convert(q)(x)) > 30
 
 
+@pytest.mark.parametrize("scheme", ["static", "dynamic", "qat"])
+def test_autocast_around_a_compilation_changes_nothing(scheme: str) -> None:
+    model, options = small(), {} if scheme == "dynamic" else {"calibration": data()}
+    if scheme == "qat":
+        options["train"] = lambda q: None  # type: ignore[assignment]
+    plain = fxquant.compile(model, scheme=scheme, **options)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fxquant.compile(model, scheme=scheme, **options)  # type: ignore[arg-type]
+    x = images()
+    assert sqnr(plain(x), inside(x)) > 40
+
+
+def test_it_prints_how_far_it_is() -> None:
+    q = prepared().train()
+    step(q, optimizer_of(q))
+    assert "step 1" in repr(q) and "frozen" not in repr(q)
+    q.freeze_observers()
+    q.freeze_batchnorm()
+    assert "step 1, scales frozen, statistics frozen" in repr(q)
+    assert "integers -127 to 127" in repr(q)
+
+
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
 def test_ranks_agree_under_distributed_data_parallel(scales: str, tmp_path: Path) -> None:
     spawn(train, (2, str(tmp_path), scales), nprocs=2)
@@ -503,6 +531,7 @@ def test_overrides_hold() -> None:
     assert "fake_quants.head_weight.scale" not in q.state_dict()
     assert (q.fake_quants.get_submodule("stem_weight").qmax) == 1
     rows = {row.node: row for row in fxquant.convert(q).report.rows}
+    assert "weights of 2 bits" in rows["stem"].reason
     assert rows["head"].precision == "fp32" and "override 'head'" in rows["head"].reason
 
 
