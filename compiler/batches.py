@@ -131,7 +131,12 @@ class Sample(list[Batch]):
         """Append a copy of ``batch`` unless the sample is full or a tensor in it is empty."""
         empty = any(isinstance(v, Tensor) and not v.numel() for v in _values(batch))
         if not self.full and not empty:
-            self.append((tuple(_copied(v) for v in batch[0]), {k: _copied(v) for k, v in batch[1].items()}))
+            self.append(copied(batch))
+
+
+def copied(batch: Batch) -> Batch:
+    """``batch`` with tensors of its own: a loader may refill one buffer."""
+    return tuple(_copied(v) for v in batch[0]), {k: _copied(v) for k, v in batch[1].items()}
 
 
 def _values(batch: Batch) -> list[Any]:

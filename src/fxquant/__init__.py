@@ -18,6 +18,7 @@ from .compiler.errors import (
 from .compiler.module import Prepared, QuantizedModule
 from .compiler.qat_module import QATModule
 from .compiler.report import Report, Row
+from .compiler.sensitivity import Sensitivity, UnitSensitivity, sensitivity
 
 __version__ = "0.1.0"
 
@@ -34,12 +35,15 @@ __all__ = [
     "QuantizedModule",
     "Report",
     "Row",
+    "Sensitivity",
     "StateError",
     "Target",
     "TrainingError",
+    "UnitSensitivity",
     "VerificationError",
     "compile",
     "convert",
     "debug",
     "prepare",
+    "sensitivity",
 ]

@@ -1,0 +1,61 @@
+"""What it costs to find out which ops are fragile: `python -m benchmarks.search`.
+
+The time of measuring every op of MobileNetV2 alone in int8, in forward passes of the fake-quantized model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+import fxquant
+from fxquant.backends.x86 import X86Backend
+from fxquant.compiler.sensitivity import measured_pairs
+from tests.models import batches, settled
+
+from .peers import cpu_info
+
+COLUMNS = ("model", "ops", "batches", "fake-quantized forward ms", "each op alone ms", "in forwards", "whole table s")
+
+
+def cost(name: str, count: int, size: int) -> list[str]:
+    """A row: medians over the batches."""
+    model, calibration = settled(name), batches(name, count, size)
+    forwards, alone, units = [], [], 0
+    for pair, ops in measured_pairs(model, calibration, fxquant.QuantConfig(), X86Backend(), (), count):
+        begin = time.perf_counter()
+        pair.int8.again()
+        middle = time.perf_counter()
+        units = sum(pair.only(op) is not None for op in ops)
+        forwards.append((middle - begin) * 1e3)
+        alone.append((time.perf_counter() - middle) * 1e3)
+    begin = time.perf_counter()
+    print(fxquant.sensitivity(model, calibration, batches=count), flush=True)
+    whole = time.perf_counter() - begin
+    forward, every = statistics.median(forwards), statistics.median(alone)
+    times = f"{forward:.0f}", f"{every:.0f}", f"{every / forward:.1f}", f"{whole:.0f}"
+    return [name, str(units), f"{count} x {size}", *times]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
+    parser.add_argument("--models", default="mobilenet_v2", help="comma-separated; default %(default)s")
+    for flag, default in (("--batches", 8), ("--batch", 8)):
+        parser.add_argument(flag, type=int, default=default, help="default %(default)s")
+    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    body = [cost(name, options.batches, options.batch) for name in options.models.split(",")]
+    head = f"{cpu_info('model name')}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    print(f"\n{head}\n\n{tabulate(body, COLUMNS, disable_numparse=True)}")
+    if options.markdown:
+        options.markdown.write_text(f"- {head}\n\n{tabulate(body, COLUMNS, 'github', disable_numparse=True)}\n")
+
+
+if __name__ == "__main__":
+    main()
