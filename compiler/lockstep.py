@@ -74,7 +74,7 @@ class Stepper:
         # What depends on no input is the same for all batches.
         constant = node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes)
         self._constants |= {node} if constant else set()
-        with torch.no_grad(), _restored_rng():
+        with torch.no_grad(), restored_rng():
             for number, run in enumerate(self._runs):
                 torch.default_generator.manual_seed(number)  # what draws at random must draw alike in both forms
                 shared = constant and run is not self._runs[0]
@@ -86,8 +86,11 @@ class Stepper:
 
 
 @contextlib.contextmanager
-def _restored_rng() -> Iterator[None]:
-    """Without what torch.random.fork_rng does for other devices: it would take longer than most ops."""
+def restored_rng() -> Iterator[None]:
+    """Behind it torch's generator is as before.
+
+    Without what torch.random.fork_rng does for other devices: it would take longer than most ops.
+    """
     state = torch.default_generator.get_state()
     try:
         yield

@@ -52,7 +52,7 @@ class Modes:
 
     Attributes:
         dropouts: modules that do nothing in eval mode, by the nodes that stand for them.
-        taken: for each that was taken out of the graph, in order: its module, and what read it at which place.
+        taken: for each that was taken out of the graph, in order, what read it, and at which place.
         placed: the nodes that depend on the mode, while the graph is one for training.
     """
 
@@ -84,7 +84,8 @@ class Modes:
             for number, (value, readers) in enumerate(by_value.items()):
                 name, module = f"{taken.name}_{number}_drop", self.dropouts[taken]
                 if getattr(module, "inplace", False):
-                    setattr(module, "inplace", False)  # noqa: B010  # it would overwrite what the backward of rounding reads
+                    # It would overwrite what the backward of rounding reads, and what readers before it read.
+                    setattr(module, "inplace", False)  # noqa: B010
                 gm.add_module(name, module)
                 with gm.graph.inserting_after(value):
                     node = gm.graph.call_module(name, (value,))
@@ -143,6 +144,7 @@ def find_modes(captured: Captured, tree: nn.Module, table: OpTable) -> Modes:
     """
     gm, modes, dropout = captured.module, Modes(), table["dropout"]
     modules = dict(gm.named_modules())
+    # Traces of different lengths differ at the output of the shorter one.
     pairs = list(zip(gm.graph.nodes, captured.training.nodes, strict=False))
     same = {theirs: ours for ours, theirs in pairs}
     for ours, theirs in pairs:
@@ -169,8 +171,6 @@ def find_modes(captured: Captured, tree: nn.Module, table: OpTable) -> Modes:
 
         merge = _Merge(same, by_mode, theirs)
         ours.args, ours.kwargs = merge(ours.args, theirs.args), merge(ours.kwargs, theirs.kwargs)
-    if len(pairs) != len(captured.training.nodes):
-        raise _other_path(pairs[-1][1])
     return modes
 
 

@@ -15,7 +15,7 @@ from fxquant.compiler.capture import capture
 from fxquant.compiler.lockstep import sqnr as sqnr_of
 from fxquant.compiler.replay import Replay
 
-from .toys import images, settle, small
+from .toys import Lambda, images, settle, small
 
 VNNI = Target(vnni=True)  # no bounds on scales: the reference backend has none either
 PLAIN: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias"), False)
@@ -100,6 +100,12 @@ def test_a_changed_value_reaches_all_that_depends_on_it() -> None:
 
         with torch.no_grad():
             assert torch.equal(replay.with_value(node, changed), Changed(gm).run(x))
+
+
+def test_what_draws_at_random_is_no_noise() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Lambda(lambda self, x: nn.functional.dropout(x, 0.5)), nn.Conv2d(4, 4, 1))
+    found = fxquant.sensitivity(model, [images()], config=QuantConfig(**PLAIN))
+    assert found.int8 > 30 and all(row.only > 30 for row in found.rows)
 
 
 def test_it_measures_and_changes_nothing() -> None:
