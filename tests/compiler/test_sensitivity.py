@@ -105,7 +105,8 @@ def test_a_changed_value_reaches_all_that_depends_on_it() -> None:
 def test_what_draws_at_random_is_no_noise() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Lambda(lambda self, x: nn.functional.dropout(x, 0.5)), nn.Conv2d(4, 4, 1))
     found = fxquant.sensitivity(model, [images()], config=QuantConfig(**PLAIN))
-    assert found.int8 > 30 and all(row.only > 30 for row in found.rows)
+    # Other values drawn would be 0 dB; those that the ranges did not see are clipped.
+    assert found.int8 > 20 and all(row.only > 20 for row in found.rows)
 
 
 def test_it_measures_and_changes_nothing() -> None:
