@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxquant
@@ -25,7 +22,8 @@ from fxquant.compiler.demo import Digits, InvertedResidual, accuracy, digits_net
 from fxquant.compiler.lockstep import sqnr
 from tests.models import ZOO, batches, settled
 
-from .peers import cpu_info, quiet
+from .peers import quiet
+from .tables import add_markdown, show
 
 OFF: dict[str, Any] = {"equalize": False, "smooth": False, "absorb_bias": False, "correct_bias": False}
 CALIBRATION = 10  # images per batch
@@ -175,14 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.split("\n")[0])
     parser.add_argument("--decades", type=float, default=3.0, help="default %(default)s")
     parser.add_argument("--zoo", action="store_true", help="SQNR of the zoo with the passes off and on, instead")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    add_markdown(parser)
     options = parser.parse_args()
     torch.set_num_threads(2)
     body, columns = (zoo_rows(), ZOO_COLUMNS) if options.zoo else (digits_rows(options.decades), COLUMNS)
-    machine = f"{cpu_info('model name') or platform.processor()}, torch {torch.__version__}"
-    print(f"\n{machine}\n\n{tabulate(body, columns, disable_numparse=True)}")
-    if options.markdown:
-        options.markdown.write_text(f"- {machine}\n\n{tabulate(body, columns, 'github', disable_numparse=True)}\n")
+    show([(body, columns)], options.markdown)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tabulate import tabulate
 from torch import Tensor, nn
 
 import fxquant
@@ -25,7 +23,8 @@ from fxquant.compiler.demo import Digits, accuracy, digits_network, load_digits,
 from fxquant.compiler.latency import interleaved_medians
 from tests.models import batches, settled
 
-from .peers import cpu_info, quiet
+from .peers import quiet
+from .tables import add_markdown, show
 
 BATCH = 64
 FREEZE_OBSERVERS, FREEZE_BATCHNORM = 0.5, 0.7  # of the epochs
@@ -39,24 +38,18 @@ class Contender:
     """How a float model is prepared for training, frozen on the way, and converted."""
 
     prepare: Callable[[nn.Module, list[Any]], nn.Module]
-    freeze: Callable[[nn.Module, int, int], None]
-    convert: Callable[[nn.Module], nn.Module]
+    freeze_observers: Callable[[Any], object]
+    freeze_batchnorm: Callable[[Any], object]
+    convert: Callable[[Any], nn.Module]
 
 
 def ours(**options: Any) -> Contender:
     config = QuantConfig(**options)
 
-    def freeze(model: nn.Module, epoch: int, epochs: int) -> None:
-        assert isinstance(model, QATModule)
-        if epoch == round(epochs * FREEZE_OBSERVERS):
-            model.freeze_observers()
-        if epoch == round(epochs * FREEZE_BATCHNORM):
-            model.freeze_batchnorm()
-
     def prepare(model: nn.Module, calibration: list[Any]) -> nn.Module:
         return fxquant.prepare(model, scheme="qat", calibration=calibration, config=config)
 
-    return Contender(prepare, freeze, lambda model: fxquant.convert(model))  # type: ignore[arg-type]
+    return Contender(prepare, QATModule.freeze_observers, QATModule.freeze_batchnorm, fxquant.convert)
 
 
 def torch_ao(bits: int = 8, per_channel: bool = False) -> Contender:
@@ -81,20 +74,18 @@ def torch_ao(bits: int = 8, per_channel: bool = False) -> Contender:
         with quiet():
             return prepare_qat_fx(copy.deepcopy(model).train(), QConfigMapping().set_global(qconfig), example)
 
-    def freeze(model: nn.Module, epoch: int, epochs: int) -> None:
-        if epoch == round(epochs * FREEZE_OBSERVERS):
-            model.apply(disable_observer)
-        if epoch == round(epochs * FREEZE_BATCHNORM):
-            model.apply(freeze_bn_stats)
-
     def convert(model: nn.Module) -> nn.Module:
         with quiet():
             return convert_fx(copy.deepcopy(model).eval())  # type: ignore[arg-type]
 
-    return Contender(prepare, freeze, convert)
+    return Contender(
+        prepare, lambda model: model.apply(disable_observer), lambda model: model.apply(freeze_bn_stats), convert
+    )
 
 
-FLOAT = Contender(lambda model, calibration: copy.deepcopy(model), lambda *args: None, lambda model: model)
+FLOAT = Contender(
+    lambda model, calibration: copy.deepcopy(model), lambda model: None, lambda model: None, lambda model: model
+)
 
 
 def epoch(
@@ -116,8 +107,10 @@ def fine_tuned(model: nn.Module, contender: Contender, digits: Digits, epochs: i
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     torch.manual_seed(0)
     for number in range(epochs):
-        model.train()
-        contender.freeze(model, number, epochs)
+        if number == round(epochs * FREEZE_OBSERVERS):
+            contender.freeze_observers(model)
+        if number == round(epochs * FREEZE_BATCHNORM):
+            contender.freeze_batchnorm(model)
         epoch(model, optimizer, digits.train, schedule)
     return model.eval()
 
@@ -204,7 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.qat", description=__doc__.split("\n")[0])
     for flag, default in (("--epochs", 6), ("--rounds", 7)):
         parser.add_argument(flag, type=int, default=default, help="default %(default)s")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this file")
+    add_markdown(parser)
     options = parser.parse_args()
     torch.set_num_threads(2)
     digits = load_digits()
@@ -214,11 +207,7 @@ def main() -> None:
     for name in ZOO:
         times += step_rows(name, options.rounds)
     tables = [(times, TIME), (accuracy_rows(model, digits, options.epochs), ACCURACY)]
-    head = f"{cpu_info('model name')}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    print(f"\n{head}", *(tabulate(body, columns, disable_numparse=True) for body, columns in tables), sep="\n\n")
-    if options.markdown:
-        text = (tabulate(body, columns, "github", disable_numparse=True) for body, columns in tables)
-        options.markdown.write_text("\n\n".join((f"- {head}", *text)) + "\n")
+    show(tables, options.markdown)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from tabulate import tabulate
 
 import fxquant
 from fxquant.backends.x86 import X86Backend
 from fxquant.compiler.sensitivity import measured_pairs
 from tests.models import batches, settled
 
-from .peers import cpu_info
+from .tables import add_markdown, show
 
 COLUMNS = ("model", "ops", "batches", "fake-quantized forward ms", "each op alone ms", "in forwards", "whole table s")
 
@@ -47,14 +45,11 @@ def main() -> None:
     parser.add_argument("--models", default="mobilenet_v2", help="comma-separated; default %(default)s")
     for flag, default in (("--batches", 8), ("--batch", 8)):
         parser.add_argument(flag, type=int, default=default, help="default %(default)s")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    add_markdown(parser)
     options = parser.parse_args()
     torch.set_num_threads(2)
     body = [cost(name, options.batches, options.batch) for name in options.models.split(",")]
-    head = f"{cpu_info('model name')}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    print(f"\n{head}\n\n{tabulate(body, COLUMNS, disable_numparse=True)}")
-    if options.markdown:
-        options.markdown.write_text(f"- {head}\n\n{tabulate(body, COLUMNS, 'github', disable_numparse=True)}\n")
+    show([(body, COLUMNS)], options.markdown)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from ..backends.x86.executors import EXECUTORS
 from .batches import sampled
 from .capture import Leaf, check_model
 from .config import DYNAMIC_FORMS, QuantConfig
+from .convert_trained import convert_trained
 from .dynamic import quantize_dynamic
 from .dynamic_report import dynamic_report
 from .errors import ConfigError, StateError, nearest
@@ -23,7 +24,7 @@ from .forms import Forms
 from .module import Compiled, Prepared, QuantizedModule
 from .pipeline import Options, start
 from .qat import prepare_training
-from .qat_module import QATModule, convert_trained
+from .qat_module import QATModule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,11 +102,7 @@ def compile(
         ConfigError, ModelError, CaptureError, CalibrationError, TrainingError: see :mod:`fxquant.compiler.errors`.
     """
     _check_scheme(scheme)
-    if (train is not None) != (scheme == "qat"):
-        wants = "needs" if scheme == "qat" else "takes no"
-        raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
-    if train is not None and not callable(train):
-        raise ConfigError(f"train must be a function that is given the QATModule, got {type(train).__name__}.")
+    _check_train(train, scheme)
     if scheme == "dynamic":
         if calibration is not None:
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
@@ -120,10 +117,7 @@ def compile(
     )  # fmt: skip
     if isinstance(prepared, QATModule):
         assert train is not None
-        trained = train(prepared)
-        if trained is not None and not isinstance(trained, QATModule):
-            raise ConfigError(f"train= must return None or the QATModule to take, not {type(trained).__name__}.")
-        return convert(prepared if trained is None else trained)
+        return convert(_trained(prepared, train))
     return QuantizedModule(prepared) if calibration is None else convert(prepared)
 
 
@@ -176,6 +170,22 @@ def prepare(
         for batch in batches:
             prepared.observe(batch)
     return prepared
+
+
+def _check_train(train: object, scheme: str) -> None:
+    if (train is not None) != (scheme == "qat"):
+        wants = "needs" if scheme == "qat" else "takes no"
+        raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
+    if train is not None and not callable(train):
+        raise ConfigError(f"train must be a function that is given the QATModule, got {type(train).__name__}.")
+
+
+def _trained(prepared: QATModule, train: Callable[[QATModule], object]) -> QATModule:
+    """What ``train`` returns, or ``prepared`` itself, which it has trained in place."""
+    trained = train(prepared)
+    if trained is not None and not isinstance(trained, QATModule):
+        raise ConfigError(f"train= must return None or the QATModule to take, not {type(trained).__name__}.")
+    return prepared if trained is None else trained
 
 
 def _check_scheme(scheme: str) -> None:

@@ -16,7 +16,7 @@ from ..passes.freeze import frozen_layers
 from .batches import Batch, Sample, as_batches, run_batch
 from .capture import check_model
 from .config import QuantConfig
-from .errors import ConfigError
+from .errors import check_positive
 from .lockstep import Stepper, Twin, sqnr
 from .observers import HistogramObserver, observers_paused
 from .overrides import module_path
@@ -93,8 +93,7 @@ def inspect(
         ConfigError, ModelError, CaptureError, CalibrationError: as ``compile`` does.
     """
     check_model(model)
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise ConfigError(f"batches is {batches!r}; it must be a positive int.")
+    check_positive("batches", batches)
     backend = X86Backend(target)
     recorder = _Recorder(backend.table)
     work = start(model, Options(backend, QuantConfig() if config is None else config, probe=recorder))

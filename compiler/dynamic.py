@@ -18,13 +18,13 @@ from ..passes.last_layers import raise_last
 from ..passes.merge_linears import MergeLinears
 from .attention import ProjectedAttention, take_attention_apart
 from .capture import capture, copied, leaves
-from .config import QuantConfig
+from .config import SWITCHES, QuantConfig
 from .errors import CaptureError, ConfigError, ModelError
 from .normalize import normalize
 from .overrides import ResolvedConfig, Subject, module_subject, node_subject, resolve
 from .pipeline import Options, Work
 
-NEEDS_DATA = ("equalize", "smooth", "absorb_bias", "correct_bias", "relu6_as_relu")
+NEEDS_DATA = (*SWITCHES, "relu6_as_relu")
 
 
 @dataclass(frozen=True)

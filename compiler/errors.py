@@ -49,6 +49,16 @@ class VerificationError(FxquantError, RuntimeError):
     """The lowered module failed its own proof. A bug of fxquant: please report it."""
 
 
+def check_positive(name: str, value: object) -> None:
+    """Refuse an argument that is no positive int.
+
+    Raises:
+        ConfigError: names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a positive int.")
+
+
 def user_line(stack_trace: str | None) -> str | None:
     """The innermost frame of ``stack_trace`` outside of torch and of our tracer, as ``file:line (code)``."""
     frames = [

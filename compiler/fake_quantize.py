@@ -102,6 +102,11 @@ def _gain(scale: Tensor, numbers: int, qmax: int) -> Tensor:
     return 1.0 / (scale**2 * math.sqrt(max(numbers, 1) * qmax))
 
 
+def held(theta: Tensor | None) -> Tensor | None:
+    """A frozen ``theta``: in the graph with a gradient of zero, as DistributedDataParallel waits for one."""
+    return None if theta is None else theta * 0.0
+
+
 def check_theta(theta: Tensor, label: str) -> None:
     """Refuse learned scales that cannot be meant.
 
@@ -154,8 +159,7 @@ class FakeQuantize(nn.Module):
         theta = self.joined[0].theta
         if self.training and torch.is_grad_enabled() and not self.frozen and theta is None and x.numel():
             self._follow(x.detach())
-        # A frozen theta stays in the graph with a gradient of zero: DistributedDataParallel waits for one.
-        return fake_quantize(x, self.qparams(), theta * 0.0 if theta is not None and self.frozen else theta)
+        return fake_quantize(x, self.qparams(), held(theta) if self.frozen else theta)
 
     def _follow(self, x: Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(x))

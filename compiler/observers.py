@@ -249,6 +249,12 @@ class QuantStub(nn.Module):
         return self.observer(x)
 
 
+def observer_of(module: nn.Module | None) -> Observer | None:
+    """The observer that ``module`` is, or has as a QuantStub; None for any other."""
+    observer = module.observer if isinstance(module, QuantStub) else module
+    return observer if isinstance(observer, Observer) else None
+
+
 class DeQuantStub(nn.Module):
     """The border where a value leaves an int8 region; passes it through."""
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..backends.base import Lowered
-from ..passes.fake_quants import Simulation
+from ..passes.fake_quants import Simulation, add_as
 from ..passes.simulated_layer import WeightFakeQuantize
-from .batches import Sample, run_batch
-from .capture import check_tensors
-from .errors import ConfigError, StateError
+from .errors import ConfigError, StateError, check_positive
 from .fake_quantize import FakeQuantize
-from .lockstep import sqnr
-from .module import Compiled
-from .qat import Training, convert
+from .qat import Training
 
 OURS = "fake_quants"
 NEVER = -1
@@ -46,10 +39,10 @@ class FakeQuants(nn.Module):
         super().__init__()
         for path, fake_quant in simulation.activations.items():
             if path not in simulation.known:
-                self._add(path, fake_quant)
+                add_as(self, path.replace(".", "_"), fake_quant)
         for path, layer in simulation.layers.items():
             if layer.rounds is not None:
-                self._add(f"{path}_weight", layer.rounds)
+                add_as(self, f"{path.replace('.', '_')}_weight", layer.rounds)
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("freeze_observers_at", torch.tensor(NEVER))
         self.register_buffer("freeze_batchnorm_at", torch.tensor(NEVER))
@@ -59,12 +52,6 @@ class FakeQuants(nn.Module):
     def extra_repr(self) -> str:
         frozen = {"scales": self.due(self.freeze_observers_at), "statistics": self.due(self.freeze_batchnorm_at)}
         return f"step {int(self.steps)}" + "".join(f", {what} frozen" for what, due in frozen.items() if due)
-
-    def _add(self, path: str, fake_quant: nn.Module) -> None:
-        name = path.replace(".", "_")
-        while hasattr(self, name):
-            name += "_"
-        self.add_module(name, fake_quant)
 
     def due(self, at: Tensor) -> bool:
         """Whether step ``at`` has come."""
@@ -186,8 +173,7 @@ class QATModule(nn.Module):
             raise ConfigError("after= is a share of steps=, the number of training steps: give both, or neither.")
         if isinstance(after, bool) or not isinstance(after, int | float) or not 0 <= after <= 1:
             raise ConfigError(f"after is {after!r}; it must be a number from 0 to 1, a share of the steps.")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ConfigError(f"steps is {steps!r}; it must be a positive int.")
+        check_positive("steps", steps)
         return round(after * steps)
 
     def float_state_dict(self) -> dict[str, Tensor]:
@@ -241,34 +227,6 @@ def _link(module: QATModule, incompatible: Any = None) -> None:
     for kept, leaf, name in module._links:
         owner, _, own = name.rpartition(".")
         kept[leaf] = getattr(tree.get_submodule(owner), own)
-
-
-def convert_trained(prepared: QATModule) -> Compiled:
-    """The int8 form of a module in training, which is left as it is.
-
-    Raises:
-        ModelError: its parameters are not fp32 on the CPU, or hold NaN or inf.
-    """
-    check_tensors(prepared)
-    trained = copy.deepcopy(prepared).eval()
-    work = trained._training.work
-    expected = [run_batch(trained, batch, number) for number, batch in enumerate(work.sample)]
-    lowered, report = convert(trained._training)
-    report = replace(report, remark=_agreement(lowered, work.sample, expected))
-    return Compiled(lowered.run, report, work.gm, work.gm, work.snapshots)
-
-
-def _agreement(lowered: Lowered, sample: Sample, expected: list[Any]) -> str:
-    """How near the int8 form is to the trained module in eval mode, as measured on the calibration sample."""
-    given = [run_batch(lowered.run, batch, number) for number, batch in enumerate(sample)]
-    text = f"against the trained module {sqnr(expected, given):.1f} dB on {len(sample)} calibration batches"
-    if lowered.apart is None:
-        return text
-    steps = Counter[fx.Node]()
-    for batch in sample:
-        steps |= Counter(lowered.apart(*batch[0], **batch[1]))
-    over = [f"'{node.args[0]}' {count}" for node, count in steps.items() if count > 1]
-    return f"{text}, " + (f"steps apart: {', '.join(over)}" if over else "no layer more than one step apart")
 
 
 def _take_float_checkpoint(module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:

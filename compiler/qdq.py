@@ -7,7 +7,7 @@ Integers are held in ``torch.uint8`` (qmin >= 0) or ``torch.int8``; rounding is 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .types import QParams
 
@@ -22,6 +22,16 @@ def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
     """The float values of integers ``q``, one scale for the whole tensor."""
     return q.to(torch.float32).sub_(zero_point).mul_(scale)
+
+
+def quantize_behind(value: fx.Node) -> fx.Node | None:
+    """The ``quantize`` among the readers of a value of a frozen graph."""
+    return next((u for u in value.users if u.target is quantize), None)
+
+
+def literal_qparams(node: fx.Node) -> QParams:
+    """The parameters of a ``quantize`` of a frozen graph."""
+    return QParams(*node.args[1:5])  # type: ignore[arg-type]
 
 
 def round_trip(x: Tensor, known: QParams) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from tabulate import tabulate
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from tqdm import tqdm
 
 from ..backends.base import Backend, Output, Target
@@ -19,62 +17,14 @@ from ..backends.x86 import X86Backend
 from .batches import copied, run_batch, sampled
 from .capture import Leaf, check_model
 from .config import QuantConfig
-from .errors import ConfigError, nearest
-from .lockstep import Twin, decibels, squares
+from .errors import ConfigError, check_positive, nearest
+from .lockstep import Twin
+from .meters import METRICS, MeanMeter, Measure, Meter
 from .pipeline import Options, prepare, quantize, start
-from .qdq import dequantize, round_trip
-from .qdq import quantize as quantize_values
+from .qdq import dequantize, literal_qparams, quantize_behind, round_trip
 from .replay import Replay
 from .report import row_name, unit_name
 from .types import QParams
-from .values import tensors_of
-
-Measure = Callable[[Any, Any], float]
-
-
-class _Sqnr:
-    """Signal-to-quantization-noise ratio [dB] over all that was added."""
-
-    def __init__(self) -> None:
-        self.signal = self.noise = 0.0
-
-    def add(self, exact: Any, other: Any) -> None:
-        signal, noise = squares(exact, other)
-        self.signal, self.noise = self.signal + float(signal.sum()), self.noise + float(noise.sum())
-
-    @property
-    def value(self) -> float:
-        return decibels(self.signal, self.noise)
-
-
-class _Mean:
-    """The mean of a measure over the batches that were added."""
-
-    def __init__(self, measure: Measure) -> None:
-        self.measure, self.sum, self.count = measure, 0.0, 0
-
-    def add(self, exact: Any, other: Any) -> None:
-        self.sum, self.count = self.sum + float(self.measure(exact, other)), self.count + 1
-
-    @property
-    def value(self) -> float:
-        return self.sum / self.count if self.count else math.nan
-
-
-def _mse(exact: Any, other: Any) -> float:
-    _, noise = squares(exact, other)
-    return float(noise.sum()) / sum(t.numel() for t in tensors_of(exact) if t.is_floating_point())
-
-
-def _kl(exact: Any, other: Any) -> float:
-    def one(a: Tensor, b: Tensor) -> Tensor:
-        return nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-
-    pairs = zip(tensors_of(exact), tensors_of(other), strict=True)
-    return float(torch.cat([one(a, b).reshape(-1) for a, b in pairs if a.is_floating_point()]).mean())
-
-
-METRICS: dict[str, Callable[[], _Sqnr | _Mean]] = {"sqnr": _Sqnr, "mse": lambda: _Mean(_mse), "kl": lambda: _Mean(_kl)}
 
 
 @dataclass(frozen=True)
@@ -147,11 +97,10 @@ def sensitivity(
     """
     if not callable(metric) and metric not in METRICS:
         raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(metric, METRICS)}")
-    if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-        raise ConfigError(f"batches is {batches!r}; it must be a positive int.")
+    check_positive("batches", batches)
     check_model(model)
     backend = X86Backend(target)
-    new = (lambda: _Mean(metric)) if callable(metric) else METRICS[metric]
+    new = (lambda: MeanMeter(metric)) if callable(metric) else METRICS[metric]
     whole, meters = new(), dict[Unit, _Meters]()
     chosen = QuantConfig() if config is None else config
     for pair, units in measured_pairs(model, calibration, chosen, backend, leaf_modules, batches):
@@ -205,8 +154,8 @@ def _shown(units: Sequence[Unit], progress: tqdm[Any]) -> Iterator[Unit]:
 
 @dataclass(frozen=True)
 class _Meters:
-    only: _Sqnr | _Mean
-    but: _Sqnr | _Mean
+    only: Meter
+    but: Meter
 
 
 @dataclass(frozen=True)
@@ -238,8 +187,8 @@ class Pair:
         for node in unit.nodes:
             values[self.twin.of[node]] = self.fp32.evaluate(self.twin.of[node], values)
         behind = _pair_behind(unit)
-        rounded = behind is None or not self.int8_nodes.isdisjoint(behind.users)
-        place = unit.output if rounded or behind is None else behind
+        unread = behind is not None and self.int8_nodes.isdisjoint(behind.users)
+        place = behind if unread and behind is not None else unit.output
         return self.int8.with_value(place, values[self.twin.of[unit.output]])
 
     def _inputs(self, unit: Unit) -> zip[tuple[fx.Node, fx.Node]]:
@@ -256,10 +205,10 @@ class Pair:
 
 def _pair_behind(unit: Unit) -> fx.Node | None:
     """The ``dequantize`` behind ``unit``."""
-    behind = next((u for u in unit.output.users if u.target is quantize_values), None)
+    behind = quantize_behind(unit.output)
     return next(iter(behind.users)) if behind is not None else None
 
 
 def _qparams(pair: fx.Node) -> QParams:
     """Of a ``dequantize``."""
-    return QParams(*pair.args[0].args[1:5])  # type: ignore[union-attr]
+    return literal_qparams(pair.args[0])  # type: ignore[arg-type]

@@ -9,9 +9,8 @@ from ..backends.units import Unit
 from ..passes.assign_precision import Assignment
 from ..passes.dynamic import LayerPlan
 from .layer_rows import layer_rows
-from .qdq import dequantize, quantize
+from .qdq import dequantize, literal_qparams, quantize_behind
 from .report import Report, Row, make_row, parameter_bytes, unit_name
-from .types import QParams
 from .values import attribute
 
 
@@ -74,8 +73,8 @@ def _unit_row(
     bits = assignment.config_of(unit).weight_bits
     if unit.rule.weighted and bits < 8:
         remarks.append(f"weights of {bits} bits")
-    out = next((u for u in unit.output.users if u.target is quantize), None)
-    known = QParams(*out.args[1:5]) if out is not None else None  # type: ignore[arg-type]
+    out = quantize_behind(unit.output)
+    known = literal_qparams(out) if out is not None else None
     if unit.rule.output is Output.WEIGHT_ONLY:
         remarks.append("weight only: it looks rows up")
     elif out is None and not unit.rule.multiple and unit.rule.output is not Output.SHARED:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ..compiler.batches import Batch
-from ..compiler.observers import MEASURED_RANGES, MeasuredObserver, QuantStub, observers_paused
+from ..compiler.observers import MEASURED_RANGES, MeasuredObserver, observer_of, observers_paused
 from ..compiler.qdq import round_trip
 from ..compiler.values import bind_inputs
 from .assign_precision import Assignment
@@ -42,7 +42,7 @@ class _Meter(fx.Interpreter):
         self.observers: dict[fx.Node, MeasuredObserver] = {}
         for node in gm.graph.nodes:
             module = self.submodules.get(str(node.target)) if node.op == "call_module" else None
-            observer = module.observer if isinstance(module, QuantStub) else module
+            observer = observer_of(module)
             if isinstance(observer, MeasuredObserver):
                 self.observers[node] = observer
         self.known = {o: [o.qparams_for(c) for c in MEASURED_RANGES] for o in self.observers.values() if o.count}

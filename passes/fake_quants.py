@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from ..backends.base import Backend, IntegerWeight
 from ..compiler.fake_quantize import FakeQuantize
-from ..compiler.observers import FixedObserver, Observer, QuantStub
+from ..compiler.observers import FixedObserver, Observer, observer_of
 from .assign_precision import Assignment
 from .base import finish
 from .fold_batchnorm import fold
@@ -53,15 +53,16 @@ def attach(gm: fx.GraphModule, assignment: Assignment, norms: Mapping[str, nn.Mo
         if path in norms or (unit.rule.weighted and assignment.is_int8(unit)):
             layer = done.layers.setdefault(path, SimulatedLayer(path, modules[path], norms.get(path), unit.rule))
             # The layer stays where it is: its parameters may be read there by name.
-            unit.root.target = _name(gm, f"{unit.root.name}_simulated")
-            gm.add_module(unit.root.target, layer)
+            unit.root.target = add_as(gm, f"{unit.root.name}_simulated", layer)
     gm.recompile()
     return done
 
 
-def _name(gm: fx.GraphModule, name: str) -> str:
-    while hasattr(gm, name):
+def add_as(parent: nn.Module, name: str, child: nn.Module) -> str:
+    """Add ``child`` under ``name``, with underscores behind it if something has that name. Returns its name."""
+    while hasattr(parent, name):
         name += "_"
+    parent.add_module(name, child)
     return name
 
 
@@ -73,9 +74,9 @@ def simulate(gm: fx.GraphModule, assignment: Assignment, backend: Backend, simul
     for node in gm.graph.nodes:
         path = str(node.target)
         module = modules.get(path) if node.op == "call_module" else None
-        if not isinstance(module, Observer | QuantStub):
+        observer = observer_of(module)
+        if observer is None:
             continue
-        observer = module.observer if isinstance(module, QuantStub) else module
         source = owner.get(node.args[0])
         config = assignment.config_of(source) if source else assignment.config.default
         if isinstance(observer, FixedObserver):
@@ -93,9 +94,10 @@ def simulate(gm: fx.GraphModule, assignment: Assignment, backend: Backend, simul
 
 def _fake_quants(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, FakeQuantize]:
     """One for each observer, from its qparams; those whose values are joined know each other."""
-    qparams = joined_qparams(gm, assignment)
+    groups = joined_observers(gm, assignment)
+    qparams = joined_qparams(groups)
     made: dict[Observer, FakeQuantize] = {}
-    for group in joined_observers(gm, assignment):
+    for group in groups:
         made |= {o: FakeQuantize(o.label, qparams[o], o.symmetric) for o in group}
         free = [made[o] for o in group if not isinstance(o, FixedObserver)]
         for fake_quant in free:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..backends.base import Backend, IntegerWeight, OpRule, Output
 from ..backends.units import Unit
-from ..compiler.observers import DeQuantStub, FixedObserver, Observer, QuantStub, joint_qparams
+from ..compiler.observers import DeQuantStub, FixedObserver, Observer, joint_qparams, observer_of
 from ..compiler.qdq import dequantize, dequantize_channels, quantize
 from ..compiler.types import QParams
 from ..compiler.values import attribute
@@ -37,11 +37,11 @@ def freeze(
     count = 0
     by_output = {u.output: u for u in assignment.int8_units}
     weights: dict[str, IntegerWeight] = {}
-    joined = joined_qparams(gm, assignment)
+    joined = joined_qparams(joined_observers(gm, assignment))
     for node in list(gm.graph.nodes):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Observer | QuantStub):
-            observer = module.observer if isinstance(module, QuantStub) else module
+        observer = observer_of(module)
+        if observer is not None:
             known = joined[observer]
             pair = _insert_pair(gm, node.args[0], known, node)
             node.replace_all_uses_with(pair)
@@ -82,10 +82,10 @@ def channel_axis(gm: fx.GraphModule, unit: Unit) -> int:
     return 1 - attribute(gm, integer_weight(unit)).dim()
 
 
-def joined_qparams(gm: fx.GraphModule, assignment: Assignment) -> dict[Observer, QParams]:
-    """The qparams of every observer; those of a joined set get one."""
+def joined_qparams(groups: Sequence[Sequence[Observer]]) -> dict[Observer, QParams]:
+    """The qparams of every observer in ``groups``, one for each group."""
     found: dict[Observer, QParams] = {}
-    for group in joined_observers(gm, assignment):
+    for group in groups:
         members = [o for o in group if not isinstance(o, FixedObserver)]
         shared = joint_qparams(members) if len(members) > 1 else None
         found |= {o: shared if shared and o in members else o.qparams() for o in group}
@@ -103,12 +103,13 @@ def joined_observers(gm: fx.GraphModule, assignment: Assignment) -> list[list[Ob
     groups: nx.Graph[Observer] = nx.Graph()
     for node in gm.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Observer | QuantStub):
-            observers[node] = module.observer if isinstance(module, QuantStub) else module
-            groups.add_node(observers[node])
+        observer = observer_of(module)
+        if observer is not None:
+            observers[node] = observer
+            groups.add_node(observer)
             source = units.get(node.args[0])
             if source is not None and source.rule.joins:
-                groups.add_edges_from((observers[node], observers[n]) for n in source.inputs if n in observers)
+                groups.add_edges_from((observer, observers[n]) for n in source.inputs if n in observers)
         elif node in units and units[node].rule.output is Output.SHARED:
             source_node = units[node].inputs[0]
             if source_node in observers:

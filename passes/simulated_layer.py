@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from ..backends.base import Backend, IntegerWeight, OpRule
 from ..compiler.config import QuantConfig
-from ..compiler.fake_quantize import check_theta, fake_quantize_channels
+from ..compiler.fake_quantize import check_theta, fake_quantize_channels, held
 from ..compiler.qdq import along
 from .layer_weight import function_arguments
-from .weights import WeightGrid, raised, weight_grid, widest_scale
+from .weights import WeightGrid, largest_scale, raised, scale_floor, weight_grid
 
 TINY = 1e-12  # a channel with a smaller gain gives nothing: it is not divided by it
 
@@ -58,7 +58,8 @@ class WeightFakeQuantize(nn.Module):
         self.theta: nn.Parameter | None = None
         self.symmetric = grid.low == -grid.high
         if config.scales == "learned" and self.symmetric:
-            self.register_buffer("share", grid.scale / self._widest(weight))
+            floor = scale_floor(*self._kind, weight.detach(), None)
+            self.register_buffer("share", grid.scale / self._widest(weight.detach(), floor))
             self.theta = nn.Parameter(torch.zeros_like(grid.scale))
 
     @torch.no_grad()
@@ -67,23 +68,23 @@ class WeightFakeQuantize(nn.Module):
         weight = weight.detach()
         if self.theta is None and not self.frozen:
             return weight_grid(*self._kind, weight, None)
+        floor = scale_floor(*self._kind, weight, None) if self.symmetric else None
         if self.theta is None or self.frozen:
             scale = self.scale
         else:
             check_theta(self.theta, self.label)
-            scale = self._widest(weight) * self.share * self.theta.exp()
-        if self.symmetric:
-            scale = raised(scale, *self._kind, weight, None)
-        return WeightGrid(scale, self.zero_point, self.axis, self.qmin, self.qmax)
+            scale = self._widest(weight, floor) * self.share * self.theta.exp()
+        return WeightGrid(raised(scale, floor), self.zero_point, self.axis, self.qmin, self.qmax)
 
-    def _widest(self, weight: Tensor) -> Tensor:
-        scale = widest_scale(*self._kind, weight.detach(), None)
+    def _widest(self, weight: Tensor, floor: Tensor | None) -> Tensor:
+        _, rule, config, _ = self._kind
+        scale = raised(largest_scale(rule, config, weight), floor)
         return torch.where(scale > 0, scale, 1.0)
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight``, folded already, rounded."""
         grid = self.grid(weight)
-        theta = self.theta * 0.0 if self.theta is not None and self.frozen else self.theta
+        theta = held(self.theta) if self.frozen else self.theta
         return fake_quantize_channels(weight, grid.scale, grid.zero_point, grid.axis, grid.low, grid.high, theta)
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ def weight_grid(
     if rule.output is Output.WEIGHT_ONLY and config.weight_per_channel:
         return _affine_grid(flat, axis, levels)  # looked up, and stored with an offset: symmetry gains nothing
     if config.weight_symmetric:
-        floor = _floor(layer, rule, config, backend, weight, top)
+        floor = scale_floor(layer, rule, config, backend, weight, top)
         scale = _least_error(flat, config.weight_bits, floor)
         zero_point = torch.zeros_like(scale, dtype=torch.int64)
         return WeightGrid(torch.where(scale > 0, scale, 1.0), zero_point, axis, 1 - levels, levels - 1)
@@ -87,21 +87,16 @@ def widest_scale(
     layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> Tensor:
     """The symmetric scale that clips nothing: what :func:`weight_grid` would at most choose. Arguments as there."""
-    largest = _rows(rule, config, weight).abs().amax(1) / (2 ** (config.weight_bits - 1) - 1)
-    return raised(largest, layer, rule, config, backend, weight, top)
+    return raised(largest_scale(rule, config, weight), scale_floor(layer, rule, config, backend, weight, top))
 
 
-def raised(
-    scale: Tensor,
-    layer: nn.Module,
-    rule: OpRule,
-    config: QuantConfig,
-    backend: Backend,
-    weight: Tensor,
-    top: Tensor | None,
-) -> Tensor:
-    """``scale``, or what the kernels compute exactly where that is larger. Arguments as of :func:`weight_grid`."""
-    floor = _floor(layer, rule, config, backend, weight, top)
+def largest_scale(rule: OpRule, config: QuantConfig, weight: Tensor) -> Tensor:
+    """The symmetric scale at which the largest value of each row is the largest integer."""
+    return _largest(_rows(rule, config, weight), config.weight_bits)
+
+
+def raised(scale: Tensor, floor: Tensor | None) -> Tensor:
+    """``scale``, or ``floor`` where that is larger."""
     return scale if floor is None else torch.maximum(scale, floor)
 
 
@@ -111,10 +106,17 @@ def _rows(rule: OpRule, config: QuantConfig, weight: Tensor) -> Tensor:
     return weight.movedim(rule.channel_axis, 0).flatten(1) if per_channel else weight.reshape(1, -1)
 
 
-def _floor(
+def _largest(flat: Tensor, bits: int) -> Tensor:
+    return flat.abs().amax(1) / (2 ** (bits - 1) - 1)
+
+
+def scale_floor(
     layer: nn.Module, rule: OpRule, config: QuantConfig, backend: Backend, weight: Tensor, top: Tensor | None
 ) -> Tensor | None:
-    """The smallest scale of each row that the backend's kernels compute exactly."""
+    """The smallest scale of each row that the backend's kernels compute exactly. Arguments as of :func:`weight_grid`.
+
+    None: there is none.
+    """
     floor = backend.weight_scale_floor(layer, weight, top, rounding=0.5 if config.rounding == "nearest" else 1.0)
     per_channel = config.weight_per_channel and rule.per_channel
     return floor if floor is None or per_channel else floor.amax().reshape(1)
@@ -122,12 +124,10 @@ def _floor(
 
 def _least_error(flat: Tensor, bits: int, floor: Tensor | None) -> Tensor:
     """The symmetric scale of each row of ``flat`` with the least squared error, none below ``floor``."""
-    largest = flat.abs().amax(1) / (2 ** (bits - 1) - 1)
+    largest = _largest(flat, bits)
     best, least = largest, torch.full_like(largest, torch.inf)
     for share in SHRINK.get(bits, SHRINK_FEW_BITS):
-        scale = largest * share
-        if floor is not None:
-            scale = torch.maximum(scale, floor)
+        scale = raised(largest * share, floor)
         steps = torch.where(scale > 0, scale, 1.0)[:, None]
         bound = 2 ** (bits - 1) - 1
         error = ((flat / steps).round_().clamp_(-bound, bound).mul_(steps) - flat).square_().sum(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ...compiler.qdq import dequantize, dequantize_channels, quantize
+from ...compiler.qdq import dequantize, dequantize_channels, literal_qparams, quantize
 from ...compiler.types import QParams
 from ...compiler.values import attribute, run_values
 from ..base import Frozen, IntegerWeight, OpRule, OpTable, Output
@@ -37,8 +37,7 @@ class FrozenGraph:
             node = node.args[0]  # type: ignore[assignment]
         if node.op != "call_function" or node.target is not quantize:
             return None
-        _, scale, zero_point, qmin, qmax = node.args
-        return QParams(scale, zero_point, qmin, qmax)  # type: ignore[arg-type]
+        return literal_qparams(node)
 
     def call(self, unit: Unit, out: QParams | None, inputs: tuple[fx.Node, ...] | None = None) -> Int8Call:
         """``unit`` as the kernels see it; ``inputs`` in place of its own, where something is fused."""
