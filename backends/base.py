@@ -221,6 +221,19 @@ class Lowered:
     apart: Callable[..., Mapping[fx.Node, int]] | None = None
 
 
+@dataclass(frozen=True)
+class Latencies:
+    """Milliseconds on this machine: of ops, by the names of their first nodes, in either precision; of conversions.
+
+    ``quantize`` and ``dequantize`` are by the name of the value that is converted.
+    """
+
+    int8: Mapping[str, float]
+    fp32: Mapping[str, float]
+    quantize: Mapping[str, float]
+    dequantize: Mapping[str, float]
+
+
 class Backend(Protocol):
     """A table of ops and a lowering of frozen graphs."""
 
@@ -244,6 +257,10 @@ class Backend(Protocol):
 
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
         """What runs a graph whose layers are those of :meth:`dynamic`, fastest first."""
+        ...
+
+    def latencies(self, frozen: Frozen) -> Latencies | None:
+        """Those of the int8 ops of a frozen graph and of the values between them; None where nothing is measured."""
         ...
 
     def lower(self, frozen: Frozen) -> Lowered:

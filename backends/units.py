@@ -8,6 +8,8 @@ from torch import fx
 
 from .base import Call, OpRule, OpTable, Output
 
+FUSED = " + "
+
 
 @dataclass(frozen=True, eq=False)
 class Unit:
@@ -27,6 +29,11 @@ class Unit:
     @property
     def inputs(self) -> tuple[fx.Node, ...]:
         return tensor_inputs(self.root, self.rule)
+
+
+def unit_name(unit: Unit, table: OpTable) -> str:
+    """Its op, and what is fused into it."""
+    return FUSED.join([unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)])
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from torch import fx, nn
 
 from ..backends.base import OpTable
 from ..backends.dynamic import DynamicLayer, weight_names
+from ..backends.units import FUSED
 from ..passes.dynamic import LayerPlan
-from .report import FUSED, Row, make_row, parameter_bytes
+from .report import Row, make_row, parameter_bytes
 
 NO_WEIGHTS = "no weights: dynamic quantization is for layers that read more weights than inputs"
 NO_MATRIX = "its weights are no matrix, and few"

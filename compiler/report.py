@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from tabulate import tabulate
 from torch import Tensor, fx
 
-from ..backends.base import OpTable
 from ..backends.dynamic import tensor_bytes
-from ..backends.units import Unit
 from .errors import user_line
 from .overrides import module_path
 from .types import QParams
 
 COLUMNS = ("node", "op", "precision", "kernel", "scale/zero_point", "weights", "reason")
-FUSED = " + "
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,6 @@ def row_name(node: fx.Node) -> str:
     path = module_path(node)
     own_module = path.replace(".", "_") == node.name.lstrip("_")
     return f"{path}:{node.name}" if path and not own_module and node.op != "call_module" else path or node.name
-
-
-def unit_name(unit: Unit, table: OpTable) -> str:
-    """Its op, and what is fused into it."""
-    return FUSED.join([unit.rule.name, *(r.name for n in unit.nodes[1:] if (r := table.of(n, {})) is not None)])
 
 
 def make_row(

@@ -12,7 +12,7 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from ..backends.base import Backend, Output, Target
-from ..backends.units import Unit, tensor_inputs
+from ..backends.units import Unit, tensor_inputs, unit_name
 from ..backends.x86 import X86Backend
 from .batches import copied, run_batch, sampled
 from .capture import Leaf, check_model
@@ -23,7 +23,7 @@ from .meters import METRICS, MeanMeter, Measure, Meter
 from .pipeline import Options, prepare, quantize, start
 from .qdq import dequantize, literal_qparams, quantize_behind, round_trip
 from .replay import Replay
-from .report import row_name, unit_name
+from .report import row_name
 from .types import QParams
 
 

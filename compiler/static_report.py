@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import fx
 
 from ..backends.base import Lowered, OpTable, Output
-from ..backends.units import Unit
+from ..backends.units import Unit, unit_name
 from ..passes.assign_precision import Assignment
 from ..passes.dynamic import LayerPlan
 from .layer_rows import layer_rows
 from .qdq import dequantize, literal_qparams, quantize_behind
-from .report import Report, Row, make_row, parameter_bytes, unit_name
+from .report import Report, Row, make_row, parameter_bytes
 from .values import attribute
 
 

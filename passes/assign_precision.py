@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..backends.units import Matched, Unit, match_units
 from ..compiler.config import QuantConfig
 from ..compiler.overrides import ResolvedConfig
 from ..compiler.types import ValueInfo
+from .precision_cut import OUTSIDE, Crossing, PrecisionCosts
 from .sharing import HOOKED, is_hooked
 
 OUTSIDE_STUBS = "outside of the model's QuantStub/DeQuantStub region"
@@ -21,18 +23,21 @@ NO_GAIN = "an int8 region without conv or linear gains nothing over its borders"
 MIXED = "its surroundings are fp32: the borders would cost more than int8 saves"
 PASSES = "its input is fp32 and passes through"
 
-_INT8, _FP32 = "int8", "fp32"  # source and sink of the cut
-_BORDER, _PREFER_INT8 = 10**6, 1  # capacities: borders count first, then int8 units
+_BORDER, _PREFER_INT8 = 10**6, 1  # costs: borders count first, then int8 units
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Units of a graph, the reason of each that stays fp32, and the configuration of the others."""
+    """Units of a graph, the reason of each that stays fp32, and the configuration of the others.
+
+    ``passed`` are the values between units, before anything is placed between them.
+    """
 
     matched: Matched
     reasons: Mapping[fx.Node, str]
     config: ResolvedConfig
     values: Mapping[fx.Node, ValueInfo]
+    passed: Sequence[Passed]
 
     def is_int8(self, unit: Unit) -> bool:
         return unit.root not in self.reasons
@@ -70,7 +75,7 @@ def assign_precision(
             named = config.dynamic(unit.root) is not None
             reasons[unit.root] = (refused or {}).get(str(unit.root.target), reason) if named else reason
     _settle(matched, reasons, config, values)
-    return Assignment(matched, reasons, config, values)
+    return Assignment(matched, reasons, config, values, tuple(_passed(matched, reasons, values)))
 
 
 def _own_reason(
@@ -108,9 +113,9 @@ def _settle(
 ) -> None:
     """Move units without weights to fp32 where that saves borders, and regions without a weighted unit as a whole."""
     owner = {n: u for u in matched.units for n in u.nodes}
-    fp32 = _fewest_borders(matched, owner, reasons, config, values)
+    int8 = _fewest_borders(matched, reasons, config, values)
     for unit in matched.units:
-        if unit.root not in reasons and unit.root in fp32:
+        if unit.root not in reasons and unit.root not in int8 and unit.rule.output is not Output.WEIGHT_ONLY:
             reasons[unit.root] = PASSES if unit.rule.output is Output.SHARED else MIXED
     for region in _regions(matched, owner, reasons):
         if not any(u.rule.weighted for u in region):
@@ -118,48 +123,56 @@ def _settle(
 
 
 def _fewest_borders(
-    matched: Matched,
-    owner: dict[fx.Node, Unit],
-    reasons: dict[fx.Node, str],
-    config: ResolvedConfig,
-    values: Mapping[fx.Node, ValueInfo],
-) -> set[fx.Node]:
-    """Roots of the units on the fp32 side of a minimum cut.
+    matched: Matched, reasons: Mapping[fx.Node, str], config: ResolvedConfig, values: Mapping[fx.Node, ValueInfo]
+) -> frozenset[Any]:
+    """Roots of the units that are int8 where the fewest values cross between int8 and fp32.
 
-    A value that int8 computes and fp32 reads costs a border, as does the reverse; none, where its op can give fp32
-    as well. What has a weight, or an override, stays where it is; what passes integers through is int8 only with
-    its inputs. Among equal cuts the one with most int8 is taken.
+    None crosses where its op can give fp32 as well. What has a weight, or an override, stays where it is; what passes
+    integers through is int8 only with its inputs. Among equals the choice with most int8 is taken.
     """
-    graph: nx.DiGraph[Any] = nx.DiGraph()
-    graph.add_nodes_from((_INT8, _FP32))
-    inside = [u for u in matched.units if u.rule.output is not Output.WEIGHT_ONLY]
+    fp32: dict[Any, float] = {}
+    needs: list[tuple[Any, Any]] = []
+    passed = list(_passed(matched, reasons, values))
+    for unit in matched.units:
+        if unit.root in reasons or unit.rule.output is Output.WEIGHT_ONLY:
+            continue
+        fixed = unit.rule.weighted or config.key_of(unit.root) is not None
+        fp32[unit.root] = math.inf if fixed and unit.rule.output is not Output.SHARED else _PREFER_INT8
+    makers = {p.value: p.maker for p in passed}
+    for unit in matched.units:
+        if unit.root in fp32 and unit.rule.output is Output.SHARED:
+            needs += [(unit.root, makers.get(source, OUTSIDE)) for source in unit.inputs]
+    crossings = [Crossing(p.maker, p.readers, _BORDER, 0 if p.free else _BORDER) for p in passed]
+    return PrecisionCosts(dict.fromkeys(fp32, 0.0), fp32, crossings, needs).cheapest()
 
-    def side(node: fx.Node) -> Any:
+
+@dataclass(frozen=True)
+class Passed:
+    """A value and the units, by their roots, that make and read it; :data:`OUTSIDE` for all that stays fp32.
+
+    ``free``: its op can give it in fp32 as well as in int8.
+    """
+
+    value: fx.Node
+    maker: fx.Node | None
+    readers: frozenset[fx.Node | None]
+    free: bool
+
+
+def _passed(matched: Matched, reasons: Mapping[fx.Node, str], values: Mapping[fx.Node, ValueInfo]) -> Iterator[Passed]:
+    """Every value that units make or read."""
+    owner = {n: u for u in matched.units for n in u.nodes}
+
+    def side(node: fx.Node) -> fx.Node | None:
         unit = owner.get(node)
         known = unit is not None and unit.root not in reasons and unit.rule.output is not Output.WEIGHT_ONLY
-        return unit.root if known and unit is not None else _FP32
+        return unit.root if known and unit is not None else OUTSIDE
 
-    for unit in inside:
-        if unit.root not in reasons:
-            shared = unit.rule.output is Output.SHARED
-            fixed = unit.rule.weighted or config.key_of(unit.root) is not None
-            graph.add_edge(_INT8, unit.root, **({} if fixed and not shared else {"capacity": _PREFER_INT8}))
-            graph.add_edges_from((unit.root, side(source)) for source in unit.inputs if shared)
+    inside = [u for u in matched.units if u.rule.output is not Output.WEIGHT_ONLY]
     for value in dict.fromkeys(n for u in inside for n in (*u.inputs, u.output)):
-        maker, readers = side(value), {side(r) for r in value.users if _reads_tensor(r, value, owner, values)}
-        readers.discard(maker)
-        if not readers:
-            continue
+        readers = frozenset(side(r) for r in value.users if _reads_tensor(r, value, owner, values))
         free = value in owner and owner[value].rule.float_output
-        if not free:
-            graph.add_edge(maker, ("given", value), capacity=_BORDER)
-            for reader in readers:
-                graph.add_edge(("given", value), reader)
-        graph.add_edge(("taken", value), maker, capacity=_BORDER)
-        for reader in readers:
-            graph.add_edge(reader, ("taken", value))
-    _, (_, fp32) = nx.minimum_cut(graph, _INT8, _FP32)
-    return {n for n in fp32 if isinstance(n, fx.Node)}
+        yield Passed(value, side(value), readers, free)
 
 
 def _reads_tensor(

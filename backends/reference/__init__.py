@@ -69,6 +69,9 @@ class ReferenceBackend:
         """The graph itself."""
         return [gm.forward]
 
+    def latencies(self, frozen: Frozen) -> None:
+        """None: it is no measure of speed."""
+
     def lower(self, frozen: Frozen) -> Lowered:
         """The frozen graph as it is."""
         gm: fx.GraphModule = frozen.module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.errors import ConfigError
-from ..base import Frozen, Lowered, Target
+from ..base import Frozen, Latencies, Lowered, Target
 from ..dynamic import DynamicLayer, Layer
 from . import saturation
 from .apart import Apart
@@ -18,6 +18,7 @@ from .entry import enter_in_fp32
 from .executors import EXECUTORS, graph_forms
 from .frozen_graph import FrozenGraph
 from .fuse import fuse
+from .latencies import measure_latencies
 from .lower import Lowering
 from .table import build_table
 from .tune import Tuner
@@ -67,6 +68,12 @@ class X86Backend:
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
         """See :func:`.executors.graph_forms`."""
         return graph_forms(gm, self.executor)
+
+    def latencies(self, frozen: Frozen) -> Latencies:
+        """See :mod:`.latencies`; measured once, then read from the cache on disk."""
+        measured = measure_latencies(FrozenGraph(frozen, self.table), self.tuner)
+        self.tuner.save()
+        return measured
 
     def lower(self, frozen: Frozen) -> Lowered:
         """Fuse where it pays, choose kernels, emit. What was trained keeps its roundings: both leave some out."""

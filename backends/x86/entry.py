@@ -29,7 +29,7 @@ def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
     count = 0
     for unit in list(graph.unit_of.values()):
         end = quantize_of(unit.output)
-        sources = [_source(graph, n) for n in unit.inputs]
+        sources = [graph.unrounded(n) for n in unit.inputs]
         if end is None or not all(s in exact and len(graph.values[s].shape) == 4 for s in sources if s is not None):
             continue
         if None in sources or unit.rule.output not in (Output.OBSERVED, Output.FIXED) or unit.rule.float_output:
@@ -43,14 +43,6 @@ def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
         exact.add(unit.output)
         count += 1
     return count
-
-
-def _source(graph: FrozenGraph, pair: fx.Node) -> fx.Node | None:
-    """What a pair rounds."""
-    if graph.qparams(pair) is None:
-        return None
-    quantized: fx.Node = pair.args[0]  # type: ignore[assignment]
-    return quantized.args[0]  # type: ignore[return-value]
 
 
 def _extra_milliseconds(graph: FrozenGraph, unit: Unit, end: fx.Node, tuner: Tuner) -> float:

@@ -39,6 +39,13 @@ class FrozenGraph:
             return None
         return literal_qparams(node)
 
+    def unrounded(self, pair: fx.Node) -> fx.Node | None:
+        """What a ``dequantize`` was rounded from; None for any other node."""
+        if self.qparams(pair) is None:
+            return None
+        quantized: fx.Node = pair.args[0]  # type: ignore[assignment]
+        return quantized.args[0]  # type: ignore[return-value]
+
     def call(self, unit: Unit, out: QParams | None, inputs: tuple[fx.Node, ...] | None = None) -> Int8Call:
         """``unit`` as the kernels see it; ``inputs`` in place of its own, where something is fused."""
         root = unit.root

@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 from ....compiler.qdq import dequantize_channels
 from ....compiler.types import QParams
 from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call
+from ..calls import Candidate, Int8Call, Operand
 from ..emitter import Emitter
 
 Q = torch.ops.quantized
@@ -23,11 +23,16 @@ FP32_ENTRY = "fp32 on unrounded inputs"
 
 
 def in_fp32(call: Int8Call) -> Candidate:
-    """What every op has: dequantize (inputs that are not fp32 already), compute in fp32, quantize."""
+    """What every op has: dequantize (inputs that are not fp32 already), compute in fp32, quantize if that is asked."""
     entry = all(o.qparams is None for o in call.inputs)
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-        values = iter([emitter.image(x) if entry else emitter.dequantize(x) for x in inputs])
+        def as_float(x: fx.Node, operand: Operand) -> fx.Node:
+            if operand.qparams is not None:
+                return emitter.dequantize(x)
+            return emitter.image(x) if entry and len(operand.shape) == 4 else x
+
+        values = iter([as_float(x, o) for x, o in zip(inputs, call.inputs, strict=True)])
         weight = call.weight
 
         def replace_node(value: Any) -> Any:
@@ -49,7 +54,7 @@ def in_fp32(call: Int8Call) -> Candidate:
             result = emitter.call(call.node.target, *args, **kwargs)  # type: ignore[arg-type]
         if call.clamp is not None:
             result = emitter.call(torch.clamp, result, *call.clamp)
-        return emitter.quantize(result, call.result)
+        return result if call.out is None else emitter.quantize(result, call.out)
 
     return Candidate(FP32_ENTRY if entry else FP32, build)
 
