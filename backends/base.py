@@ -225,13 +225,15 @@ class Lowered:
 class Latencies:
     """Milliseconds on this machine: of ops, by the names of their first nodes, in either precision; of conversions.
 
-    ``quantize`` and ``dequantize`` are by the name of the value that is converted.
+    ``quantize`` and ``dequantize`` are by the name of the value that is converted. ``fused`` has, by the name of an op
+    that is best fused into the one before it, the name of that one: apart, a value would be rounded between them.
     """
 
-    int8: Mapping[str, float]
-    fp32: Mapping[str, float]
-    quantize: Mapping[str, float]
-    dequantize: Mapping[str, float]
+    int8: dict[str, float]
+    fp32: dict[str, float]
+    quantize: dict[str, float]
+    dequantize: dict[str, float]
+    fused: dict[str, str]
 
 
 class Backend(Protocol):

@@ -13,7 +13,10 @@ import torch
 
 import fxquant
 from fxquant.backends.x86 import X86Backend
-from fxquant.compiler.sensitivity import measured_pairs
+from fxquant.compiler.batches import Batch
+from fxquant.compiler.pipeline import calibrated
+from fxquant.compiler.sensitivity import frozen_pair, measured_pairs
+from fxquant.compiler.work import Options
 from tests.models import batches, settled
 
 from .tables import add_markdown, show
@@ -25,7 +28,9 @@ def cost(name: str, count: int, size: int) -> list[str]:
     """A row: medians over the batches."""
     model, calibration = settled(name), batches(name, count, size)
     forwards, alone, units = [], [], 0
-    for pair, ops in measured_pairs(model, calibration, fxquant.QuantConfig(), X86Backend(), (), count):
+    given: list[Batch] = []
+    work = calibrated(model, calibration, Options(X86Backend(), fxquant.QuantConfig()), count, given)
+    for pair, ops in measured_pairs(*frozen_pair(work), given):
         begin = time.perf_counter()
         pair.int8.again()
         middle = time.perf_counter()

@@ -22,15 +22,15 @@ from .dynamic_report import dynamic_report
 from .errors import ConfigError, StateError, nearest
 from .forms import Forms
 from .module import Compiled, Prepared, QuantizedModule
-from .pipeline import Options, start
+from .pipeline import CALIBRATION_BATCHES, start
 from .qat import prepare_training
 from .qat_module import QATModule
+from .work import Options
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 SCHEMES = ("static", "dynamic", "qat")
-CALIBRATION_BATCHES = 32
 
 
 def _x86(target: Target | None, executor: str) -> Backend:

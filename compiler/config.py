@@ -50,6 +50,8 @@ class QuantConfig:
             ``"auto"``: behind layers that were equalized.
         correct_bias: remove the mean error that quantization adds to each output channel
             (:mod:`fxquant.passes.correct_bias`). ``"auto"``: where the error of the whole model falls.
+        mixed_precision: leave ops in fp32 whose int8 form ruins the output, or is measured to be slower
+            (:mod:`fxquant.passes.keep_fp32`); "static" only.
         relu6_as_relu: replace every ReLU6 by ReLU, which changes the function, so that equalization can pass it.
         overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
             covers all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``); a
@@ -72,6 +74,7 @@ class QuantConfig:
     smooth: bool | str = "auto"
     absorb_bias: bool | str = "auto"
     correct_bias: bool | str = "auto"
+    mixed_precision: bool = True
     relu6_as_relu: bool = False
     overrides: Mapping[str | type[nn.Module], Override] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ class QuantConfig:
             ("rounding", ROUNDINGS),
             *((name, ("auto", True, False)) for name in SWITCHES),
             ("relu6_as_relu", (True, False)),
+            ("mixed_precision", (True, False)),
         ):
             value = getattr(self, name)
             if not any(value is v or (isinstance(v, str) and value == v) for v in valid):
@@ -108,7 +112,7 @@ class QuantConfig:
                 raise ConfigError(
                     f"Override of {key!r} is {value!r}: expected a QuantConfig, {forms}, or None to leave it in fp32."
                 )
-            for name in ("relu6_as_relu", "rounding_seconds"):
+            for name in ("relu6_as_relu", "rounding_seconds", "mixed_precision"):
                 if value is not None and getattr(value, name) != getattr(type(self), name):
                     raise ConfigError(f"Override of {key!r} sets {name}, which is for the whole model only.")
             if value is not None and value.overrides:

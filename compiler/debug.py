@@ -20,10 +20,11 @@ from .errors import check_positive
 from .lockstep import Stepper, Twin, sqnr
 from .observers import HistogramObserver, observers_paused
 from .overrides import module_path
-from .pipeline import Options, prepare, quantize, start
+from .pipeline import prepare, quantize, start
 from .qdq import dequantize_channels
 from .ranges import Histogram
 from .values import attribute, bind_inputs
+from .work import Options
 
 
 @dataclass(frozen=True)

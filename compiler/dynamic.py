@@ -22,7 +22,7 @@ from .config import SWITCHES, QuantConfig
 from .errors import CaptureError, ConfigError, ModelError
 from .normalize import normalize
 from .overrides import ResolvedConfig, Subject, module_subject, node_subject, resolve
-from .pipeline import Options, Work
+from .work import Options, Work
 
 NEEDS_DATA = (*SWITCHES, "relu6_as_relu")
 

@@ -11,8 +11,8 @@ from ..backends.dynamic import DynamicLayer, module_bytes, weight_names
 from ..passes.dynamic import LayerPlan
 from .dynamic import Dynamic
 from .layer_rows import NO_WEIGHTS, layer_rows
-from .pipeline import Work
 from .report import Report, Row, make_row
+from .work import Work
 
 
 def dynamic_report(done: Dynamic, model: nn.Module, table: OpTable) -> Report:

@@ -41,6 +41,14 @@ class TrainingError(FxquantError, RuntimeError):
     """Quantization-aware training has diverged: a value is NaN or inf, or a learned scale has left all bounds."""
 
 
+class SearchError(FxquantError, RuntimeError):
+    """``evaluate`` fails or gives no usable number; or, with ``strict=True``, no int8 mix is within the budget."""
+
+
+class BudgetWarning(UserWarning):
+    """No int8 mix that was tried is within the budget: what was returned instead is said."""
+
+
 class CallError(FxquantError, RuntimeError):
     """A compiled module was called with what one of its layers does not take."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from torch import fx, nn
 from .batches import Batch, Sample, check_finite, run_batch
 from .errors import StateError
 from .failing import call_error
-from .pipeline import Work, convert, prepare
+from .pipeline import convert, lower, prepare
 from .report import Report
+from .work import Work
 
 
 class Prepared(nn.Module):
@@ -96,6 +97,12 @@ class Compiled:
     snapshots: Mapping[str, str]
 
 
+def lowered_module(work: Work) -> Compiled:
+    """A frozen graph, lowered and verified."""
+    lowered, report = lower(work)
+    return Compiled(lowered.run, report, work.gm, work.gm, work.snapshots)
+
+
 class QuantizedModule(nn.Module):
     """A compiled model: call it like the float one. ``print`` shows the report.
 
@@ -122,8 +129,7 @@ class QuantizedModule(nn.Module):
             raise StateError("The module has seen no data: call it on calibration batches before freeze().")
         if prepared.converted:
             raise StateError("The prepared module was converted already. Prepare the model again.")
-        lowered, report = convert(prepared.work)
-        self._compiled = Compiled(lowered.run, report, prepared.work.gm, prepared.work.gm, prepared.work.snapshots)
+        self._compiled = lowered_module(convert(prepared.work))
         prepared.converted = True
         return self
 
@@ -187,6 +193,17 @@ class QuantizedModule(nn.Module):
 
     def __repr__(self) -> str:
         return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
+
+    def with_remark(self, remark: str) -> QuantizedModule:
+        """The same module, whose report ends its first line with ``remark``."""
+        assert self._compiled is not None
+        report = replace(self._compiled.report, remark=remark)
+        return QuantizedModule(replace(self._compiled, report=report)).eval()
+
+    def running(self, module: nn.Module) -> QuantizedModule:
+        """The same account, of ``module``, which is run in its place."""
+        assert self._compiled is not None
+        return QuantizedModule(replace(self._compiled, run=module, module=module)).eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedModule:
         """What ``to``, ``half``, ``cuda`` and their like do.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..backends.base import Backend, Frozen, Lowered, OpTable
+from ..backends.base import Frozen, Lowered, OpTable
 from ..passes.absorb_bias import AbsorbBias
 from ..passes.assign_precision import Assignment, assign_precision
-from ..passes.base import Pass, PassResult
+from ..passes.base import PassResult
 from ..passes.choice import Choice, only_with_one_scale
 from ..passes.choose_ranges import choose_ranges
 from ..passes.correct_bias import correct_bias
@@ -20,89 +19,51 @@ from ..passes.eliminate_noops import EliminateNoops
 from ..passes.equalize import Equalize, nothing_against
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
+from ..passes.keep_fp32 import keep_fp32
 from ..passes.learn_rounding import LearnRounding
 from ..passes.place import place
 from ..passes.relu6_as_relu import Relu6AsRelu
 from ..passes.smooth import Smooth
 from ..passes.verify import verify
 from .attention import take_attention_apart
-from .batches import Sample, run_batch
-from .capture import Leaf, capture
-from .config import QuantConfig
-from .errors import ConfigError, ModelError, where
+from .batches import Batch, Sample, copied, run_batch, sampled
+from .capture import capture
+from .errors import ModelError, where
 from .lockstep import Twin, twin
+from .mixes import mix
 from .normalize import normalize
 from .overrides import ResolvedConfig, node_subject, resolve
 from .report import Report, parameter_bytes
 from .static_report import static_report
 from .values import run_values
+from .work import Options, Work
 
+CALIBRATION_BATCHES = 32
 LOCKSTEP_BYTES = 512 * 2**20
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a compilation was asked to do; ``probe`` is called after every step with its name and the graph."""
-
-    backend: Backend
-    config: QuantConfig
-    leaf_modules: Sequence[Leaf] = ()
-    snapshots: bool = False
-    probe: Callable[[str, fx.GraphModule], None] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.config, QuantConfig):
-            raise ConfigError(f"config must be a QuantConfig, got {type(self.config).__name__}.")
-
-
-@dataclass
-class Work:
-    """A model on its way through the pipeline.
-
-    Attributes:
-        gm: the graph, rewritten in place from step to step; a copy of the model's from the start.
-        notes: remarks and refusals of passes, by node.
-        sample: a few batches, kept for the passes that need data; empty before :func:`prepare`.
-        snapshots: the graph after each step, if asked for.
-        assignment: int8 or fp32 for every op; None before :func:`prepare`.
-        folded_linears: linear layers with a batch normalisation folded into them.
-        layers: what becomes of layers that overrides ask to have int8 or fp16 weights, and fp32 in and out.
-    """
-
-    gm: fx.GraphModule
-    options: Options
-    fp32_bytes: int
-    notes: dict[fx.Node, str] = field(default_factory=dict)
-    snapshots: dict[str, str] = field(default_factory=dict)
-    assignment: Assignment | None = None
-    folded_linears: list[fx.Node] = field(default_factory=list)
-    layers: LayerPlan = field(default_factory=LayerPlan)
-    sample: Sample = field(default_factory=Sample)
-
-    def snapshot(self, step: str) -> None:
-        """Keep and show the graph as it is after ``step``."""
-        if self.options.snapshots:
-            self.snapshots[step] = str(self.gm.graph)
-        if self.options.probe:
-            self.options.probe(step, self.gm)
-
-    def apply(self, rewrite: Pass, refused: Callable[[fx.Node], bool] = lambda node: True) -> None:
-        """Run a pass and keep what it says; its refusals for the nodes that ``refused`` is true for."""
-        result = rewrite(self.gm, self.options.backend.table)
-        self.note(result, refused)
-        self.snapshot(rewrite.name)
-
-    def note(self, result: PassResult, refused: Callable[[fx.Node], bool] = lambda node: True) -> None:
-        """Keep what a pass says for the report."""
-        for texts in (result.remarks, {n: t for n, t in result.refusals.items() if refused(n)}):
-            for node, text in texts.items():
-                self.notes[node] = f"{self.notes[node]}; {text}" if node in self.notes else text
 
 
 def start(model: nn.Module, options: Options) -> Work:
     """Everything that needs no data: capture, one spelling, folding."""
     work = Work(capture(model, options.leaf_modules), options, model_bytes(model))
     simplify(work, FoldBatchNorm(), EliminateNoops())
+    return work
+
+
+def calibrated(
+    model: nn.Module, calibration: object, options: Options, limit: int, kept: list[Batch] | None = None
+) -> Work:
+    """A model ready to be frozen, calibrated on at most ``limit`` batches, copies of which are added to ``kept``.
+
+    Raises:
+        CaptureError, ModelError, CalibrationError, ConfigError: see :func:`fxquant.compile`.
+    """
+    work = start(model, options)
+    sample, stream = sampled(calibration, work.gm, limit)
+    prepare(work, sample)
+    for number, batch in enumerate(stream):
+        if kept is not None:
+            kept.append(copied(batch))
+        run_batch(work.gm, batch, number)
     return work
 
 
@@ -197,18 +158,30 @@ def even_out(work: Work) -> None:
 
 def quantize(work: Work) -> Twin:
     """From a calibrated graph to the frozen one that is lowered. Returns the graph in fp32."""
+    exact = round_off(work)
+    compensate(work, exact)
+    return exact
+
+
+def round_off(work: Work) -> Twin:
+    """From a calibrated graph to a frozen one. Returns the graph in fp32."""
     assert work.assignment is not None
-    sample = work.sample[: _at_once(work.assignment)]
-    choose_ranges(work.gm, work.assignment, sample)
+    choose_ranges(work.gm, work.assignment, work.sample[: _at_once(work.assignment)])
     exact = twin(work.gm)
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
+    return exact
+
+
+def compensate(work: Work, exact: Twin) -> None:
+    """Adjust the weights and biases of a frozen graph to the error that rounding makes."""
+    assert work.assignment is not None
+    sample = work.sample[: _at_once(work.assignment)]
     learn = LearnRounding(exact, work.assignment, sample)
     work.note(learn(work.gm))
     work.snapshot(learn.name)
     work.note(correct_bias(work.gm, exact, work.assignment, sample))
     work.snapshot("correct_bias")
-    return exact
 
 
 def _at_once(assignment: Assignment) -> int:
@@ -217,10 +190,20 @@ def _at_once(assignment: Assignment) -> int:
     return max(1, LOCKSTEP_BYTES // max(*sizes, 1))
 
 
-def convert(work: Work) -> tuple[Lowered, Report]:
-    """From a calibrated graph to a verified, lowered one."""
-    quantize(work)
-    return lower(work)
+def convert(work: Work) -> Work:
+    """From a calibrated graph to the frozen one that is lowered, without the ops that :mod:`.keep_fp32` leaves out."""
+    if not work.options.config.mixed_precision:
+        quantize(work)
+        return work
+    chosen = mix(work, {})
+    exact = round_off(chosen)
+    assert chosen.assignment is not None
+    kept = keep_fp32(chosen.gm, exact, chosen.assignment, work.options.backend, work.sample)
+    if kept:
+        chosen = mix(work, kept)
+        exact = round_off(chosen)
+    compensate(chosen, exact)
+    return chosen
 
 
 def lower(work: Work, trained: bool = False) -> tuple[Lowered, Report]:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backends.base import Lowered
-from ..backends.units import Matched, Unit
-from ..passes.assign_precision import Assignment
 from ..passes.choose_ranges import choose_ranges
-from ..passes.dynamic import LayerPlan
 from ..passes.eliminate_noops import EliminateNoops
 from ..passes.fake_quants import Simulation, attach, settle, simulate
 from ..passes.fold_batchnorm import FoldBatchNorm
@@ -26,9 +23,9 @@ from .capture import capture_modes, copied, modes_kept
 from .config import SWITCHES, QuantConfig
 from .errors import ConfigError
 from .modes import Modes, find_modes
-from .overrides import ResolvedConfig
-from .pipeline import Options, Work, lower, model_bytes, prepare, simplify
+from .pipeline import lower, model_bytes, prepare, simplify
 from .report import Report
+from .work import Options, Work, with_nodes
 
 
 @dataclass
@@ -58,30 +55,9 @@ class Training:
         memo.update({id(tensor): tensor.detach().clone() for tensor in kept})
         tree, gm = copy.deepcopy(self.tree, memo), copy.deepcopy(self.work.gm, memo)
         copies = dict(zip(self.work.gm.graph.nodes, gm.graph.nodes, strict=True))
-        work = replace(
-            self.work,
-            gm=gm,
-            notes=_with_nodes(self.work.notes, copies),
-            folded_linears=_with_nodes(self.work.folded_linears, copies),
-            snapshots=dict(self.work.snapshots),
-            assignment=_with_nodes(self.work.assignment, copies),
-            layers=_with_nodes(self.work.layers, copies),
-        )
+        work = self.work.on_copy(gm, copies)
         norms, simulation = copy.deepcopy((self.norms, self.simulation), memo)
-        return Training(work, tree, _with_nodes(self.modes, copies), norms, simulation)
-
-
-def _with_nodes(value: Any, copies: Mapping[fx.Node, fx.Node]) -> Any:
-    """What is known of a graph, as known of its copy: every node in ``value`` replaced by its copy."""
-    if isinstance(value, fx.Node):
-        return copies.get(value, value)
-    if isinstance(value, Assignment | Matched | Unit | ResolvedConfig | LayerPlan | Modes):
-        return replace(value, **{f.name: _with_nodes(getattr(value, f.name), copies) for f in fields(value)})
-    if isinstance(value, dict):
-        return {_with_nodes(k, copies): _with_nodes(v, copies) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_with_nodes(v, copies) for v in value)
-    return value
+        return Training(work, tree, with_nodes(self.modes, copies), norms, simulation)
 
 
 def start(model: nn.Module, options: Options) -> Training:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
-from torch import fx, nn
+from torch import nn
 from tqdm import tqdm
 
-from ..backends.base import Backend, Output, Target
-from ..backends.units import Unit, tensor_inputs, unit_name
+from ..backends.base import Output, Target
+from ..backends.units import Unit, unit_name
 from ..backends.x86 import X86Backend
-from .batches import copied, run_batch, sampled
+from .batches import Batch
 from .capture import Leaf, check_model
 from .config import QuantConfig
 from .errors import ConfigError, check_positive, nearest
 from .lockstep import Twin
 from .meters import METRICS, MeanMeter, Measure, Meter
-from .pipeline import Options, prepare, quantize, start
-from .qdq import dequantize, literal_qparams, quantize_behind, round_trip
+from .mixes import mix
+from .pair import Pair, int8_nodes
+from .pipeline import calibrated, quantize
 from .replay import Replay
 from .report import row_name
-from .types import QParams
+from .work import Options, Work
 
 
 @dataclass(frozen=True)
@@ -99,51 +99,45 @@ def sensitivity(
         raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(metric, METRICS)}")
     check_positive("batches", batches)
     check_model(model)
-    backend = X86Backend(target)
+    options = Options(X86Backend(target), QuantConfig() if config is None else config, leaf_modules)
+    given: list[Batch] = []
+    work = calibrated(model, calibration, options, batches, given)
+    return measure_sensitivity(*frozen_pair(work), given, metric)
+
+
+def frozen_pair(work: Work) -> tuple[Work, Twin]:
+    """A frozen copy of a calibrated model with all int8 ops, and the model in fp32."""
+    frozen = mix(work, {})
+    return frozen, quantize(frozen)
+
+
+def measure_sensitivity(frozen: Work, exact: Twin, given: Sequence[Batch], metric: str | Measure) -> Sensitivity:
+    """The sensitivities of a frozen model's ops. Arguments as of :func:`frozen_pair` and :func:`sensitivity`."""
     new = (lambda: MeanMeter(metric)) if callable(metric) else METRICS[metric]
     whole, meters = new(), dict[Unit, _Meters]()
-    chosen = QuantConfig() if config is None else config
-    for pair, units in measured_pairs(model, calibration, chosen, backend, leaf_modules, batches):
-        exact = pair.fp32.output
-        whole.add(exact, pair.int8.output)
+    for pair, units in measured_pairs(frozen, exact, given):
+        output = pair.fp32.output
+        whole.add(output, pair.int8.output)
         for unit in units:
             both = meters.setdefault(unit, _Meters(new(), new()))
-            both.only.add(exact, pair.only(unit))
-            both.but.add(exact, pair.but(unit))
+            both.only.add(output, pair.only(unit))
+            both.but.add(output, pair.but(unit))
+    table = frozen.options.backend.table
     rows = (
-        UnitSensitivity(
-            row_name(unit.root), unit.root.name, unit_name(unit, backend.table), both.only.value, both.but.value
-        )
+        UnitSensitivity(row_name(unit.root), unit.root.name, unit_name(unit, table), both.only.value, both.but.value)
         for unit, both in meters.items()
     )
     return Sensitivity(tuple(rows), metric if isinstance(metric, str) else metric.__name__, whole.value)
 
 
-def measured_pairs(
-    model: nn.Module,
-    calibration: Iterable[Any],
-    config: QuantConfig,
-    backend: Backend,
-    leaf_modules: Sequence[Leaf],
-    batches: int,
-) -> Iterator[tuple[Pair, Iterator[Unit]]]:
-    """For each batch, the model on it in fp32 and frozen, and the int8 ops to measure, whose iteration is shown.
-
-    Arguments as of :func:`sensitivity`.
-    """
-    work = start(model, Options(backend, config, leaf_modules))
-    sample, stream = sampled(calibration, work.gm, batches)
-    prepare(work, sample)
-    given = [copied(batch) for batch in stream]
-    for number, batch in enumerate(given):
-        run_batch(work.gm, batch, number)
-    twin = quantize(work)
-    assert work.assignment is not None
-    units = [u for u in work.assignment.int8_units if u.rule.output is not Output.SHARED]
-    int8_nodes = frozenset(node for unit in work.assignment.int8_units for node in unit.nodes)
+def measured_pairs(frozen: Work, exact: Twin, given: Sequence[Batch]) -> Iterator[tuple[Pair, Iterator[Unit]]]:
+    """For each batch, the model on it in fp32 and frozen, and the int8 ops to measure, whose iteration is shown."""
+    assert frozen.assignment is not None
+    units = [u for u in frozen.assignment.int8_units if u.rule.output is not Output.SHARED]
+    inside = int8_nodes(frozen.assignment)
     with tqdm(total=len(units) * len(given), desc="sensitivity", unit="op", disable=None, leave=False) as progress:
         for batch in given:
-            yield Pair(twin, Replay(twin.module, batch), Replay(work.gm, batch), int8_nodes), _shown(units, progress)
+            yield Pair(exact, Replay(exact.module, batch), Replay(frozen.gm, batch), inside), _shown(units, progress)
 
 
 def _shown(units: Sequence[Unit], progress: tqdm[Any]) -> Iterator[Unit]:
@@ -156,59 +150,3 @@ def _shown(units: Sequence[Unit], progress: tqdm[Any]) -> Iterator[Unit]:
 class _Meters:
     only: Meter
     but: Meter
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A batch in the fp32 and in the frozen graph, of whose nodes ``int8_nodes`` are those of int8 ops."""
-
-    twin: Twin
-    fp32: Replay
-    int8: Replay
-    int8_nodes: frozenset[fx.Node]
-
-    def only(self, unit: Unit) -> Any:
-        """The output when only ``unit`` rounds."""
-        values = ChainMap(dict[fx.Node, Any](), self.int8.values)
-        for ours, theirs in self._inputs(unit):
-            exact = self.fp32.values[ours]
-            values[theirs] = round_trip(exact, _qparams(theirs)) if theirs.target is dequantize else exact
-        for node in unit.nodes:
-            values[node] = self.int8.evaluate(node, values)
-        result, behind = values[unit.output], _pair_behind(unit)
-        return self.fp32.with_value(
-            self.twin.of[unit.output], result if behind is None else round_trip(result, _qparams(behind))
-        )
-
-    def but(self, unit: Unit) -> Any:
-        """The output when all but ``unit`` round: what no other int8 op gives or reads is not rounded, either."""
-        values = ChainMap(dict[fx.Node, Any](), self.fp32.values)
-        values |= {ours: self.int8.values[self._without_pair(theirs, unit)] for ours, theirs in self._inputs(unit)}
-        for node in unit.nodes:
-            values[self.twin.of[node]] = self.fp32.evaluate(self.twin.of[node], values)
-        behind = _pair_behind(unit)
-        unread = behind is not None and self.int8_nodes.isdisjoint(behind.users)
-        place = behind if unread and behind is not None else unit.output
-        return self.int8.with_value(place, values[self.twin.of[unit.output]])
-
-    def _inputs(self, unit: Unit) -> zip[tuple[fx.Node, fx.Node]]:
-        """The tensors that ``unit`` reads, in the fp32 and in the frozen graph."""
-        return zip(tensor_inputs(self.twin.of[unit.root], unit.rule), unit.inputs, strict=True)
-
-    def _without_pair(self, node: fx.Node, unit: Unit) -> fx.Node:
-        """What ``node`` rounds for ``unit`` alone; ``node`` itself where others need it rounded."""
-        if node.target is not dequantize or set(node.users) != {unit.root}:
-            return node
-        source: fx.Node = node.args[0].args[0]  # type: ignore[union-attr,assignment]
-        return node if source in self.int8_nodes else source
-
-
-def _pair_behind(unit: Unit) -> fx.Node | None:
-    """The ``dequantize`` behind ``unit``."""
-    behind = quantize_behind(unit.output)
-    return next(iter(behind.users)) if behind is not None else None
-
-
-def _qparams(pair: fx.Node) -> QParams:
-    """Of a ``dequantize``."""
-    return literal_qparams(pair.args[0])  # type: ignore[arg-type]

@@ -14,13 +14,13 @@ proves that there is none (Aneja and Nair 1979, doi:10.1287/mnsc.25.1.73).
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 
-Key = Hashable
+Key = Any  # an op, hashable
 
 OUTSIDE = None  # in place of an op: whatever stays in fp32 anyway
 _INT8, _FP32 = "int8", "fp32"  # source and sink of the cut
@@ -103,12 +103,14 @@ class PrecisionCosts:
             for op in value.readers:
                 network.add_edge(given, _end(op))
                 network.add_edge(_end(op), taken)
-        network.add_edges_from((_end(a), _end(b)) for a, b in self.needs)
+        for a, b in self.needs:
+            network.add_edge(_end(a), _end(b))
+            network.edges[_end(a), _end(b)].pop("capacity", None)
         _, (int8, _) = nx.minimum_cut(network, _INT8, _FP32)
         return frozenset(op for op in self.fp32 if (op,) in int8)
 
     def front(self, penalties: Mapping[Key, float]) -> list[Point]:
-        """The corners of the convex hull of cost against penalty: the cheapest choice first, all fp32 last."""
+        """The corners of the convex hull of cost against penalty: the cheapest of all first, that of no penalty last."""
 
         def point(int8: frozenset[Key]) -> Point:
             return Point(int8, self.total(int8), math.fsum(penalties.get(op, 0.0) for op in int8))
@@ -121,9 +123,10 @@ class PrecisionCosts:
                 return []
             return [*between(a, new), new, *between(new, b)]
 
-        exact, cheapest = point(frozenset()), point(self.cheapest())
+        exact = point(self.cheapest(fixed={op: False for op, p in penalties.items() if p > 0}))
+        cheapest = point(self.cheapest())
         if not (cheapest.cost < exact.cost and cheapest.penalty > exact.penalty):
-            return [exact if exact.cost <= cheapest.cost else cheapest]
+            return [exact]
         found = [cheapest, *between(cheapest, exact), exact]
         return [p for p in found if not any(q.cost <= p.cost and q.penalty < p.penalty for q in found)]
 

@@ -94,10 +94,14 @@ class Int8Call:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run a call: the kernel's name, and how to emit it given the input nodes."""
+    """One way to run a call: the kernel's name, and how to emit it given the input nodes.
+
+    ``inputs`` in place of the call's, for what is only measured beside it.
+    """
 
     kernel: str
     build: Callable[[Emitter, Sequence[fx.Node]], fx.Node]
+    inputs: tuple[Operand, ...] | None = None
 
 
 def engines_for(call: Int8Call) -> tuple[str, ...]:

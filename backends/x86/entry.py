@@ -1,4 +1,4 @@
-"""Where the model's own input enters: the first ops may compute in fp32, if that costs little of the whole.
+"""Where the first int8 ops read what is still exact: they may compute in fp32, if that costs little of the whole.
 
 With three channels the int8 kernels gain little, but what is lost by rounding the input and the first activations no
 later layer gives back: it is up to a quarter of all noise (``docs/decisions.md``). So the pairs between the input and
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from ...compiler.qdq import dequantize, quantize
 from ..base import Output
 from ..units import Unit
 from .calls import Int8Call, Operand
@@ -25,9 +26,15 @@ SHARE = 0.06  # of the time of all weighted ops that an entry in fp32 may cost
 def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
     """Drop the pairs in front of the first ops. Returns the number of ops that compute in fp32 for it."""
     budget = SHARE * _weighted_milliseconds(graph, tuner)
-    exact: set[fx.Node] = {n for n in graph.gm.graph.nodes if n.op == "placeholder"}
+    exact: set[fx.Node] = set()  # what nothing has rounded so far
+    inside = {n for u in graph.unit_of.values() for n in u.nodes}
     count = 0
-    for unit in list(graph.unit_of.values()):
+    for node in list(graph.gm.graph.nodes):
+        unit = graph.unit_of.get(node)
+        if unit is None:
+            rounds = node in inside or node.target in (quantize, dequantize)
+            exact.update([node] if not rounds and exact.issuperset(node.all_input_nodes) else [])
+            continue
         end = quantize_of(unit.output)
         sources = [graph.unrounded(n) for n in unit.inputs]
         if end is None or not all(s in exact and len(graph.values[s].shape) == 4 for s in sources if s is not None):

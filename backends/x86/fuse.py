@@ -25,7 +25,7 @@ def fuse(graph: FrozenGraph, tuner: Tuner) -> int:
     overwritten: set[fx.Node] = set()
     for unit in list(graph.unit_of.values()):
         for value in unit.inputs:
-            first = _fusable(graph, value, unit)
+            first = fusable(graph, value, unit)
             # Fusing moves `first` to the place of `unit`: what it reads must live until then.
             if first is None or any(n in overwritten for n in first.inputs):
                 continue
@@ -61,7 +61,7 @@ def fused_call(graph: FrozenGraph, first: Unit, second: Unit, link: fx.Node) -> 
     )
 
 
-def _fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
+def fusable(graph: FrozenGraph, value: fx.Node, second: Unit) -> Unit | None:
     """The unit behind ``value`` if ``second`` may be fused into it."""
     if value.target is not dequantize or len(value.users) != 1:
         return None

@@ -1,9 +1,12 @@
-"""How long each op takes in int8 and in fp32, and each conversion between them, measured on their real shapes."""
+"""How long each op takes in int8 and in fp32, and each conversion between them, measured on their real shapes.
+
+What is compared is measured in turns: an op's kernels, its fp32 form, and the conversions of its output.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -15,25 +18,44 @@ from ..units import Unit, unit_name
 from .calls import Candidate, Int8Call, Operand
 from .emitter import Emitter
 from .frozen_graph import FrozenGraph, quantize_of
-from .kernels.fp32 import in_fp32
+from .fuse import TOLERANCE, fusable, fused_call
+from .kernels.fp32 import FP32, in_fp32
 from .tune import Tuner
 
 _ANY = QParams(1 / 64, 128)  # no kernel's speed depends on it
+_FP32, _QUANTIZE, _DEQUANTIZE = "fp32", "quantize", "dequantize"
 
 
 def measure_latencies(graph: FrozenGraph, tuner: Tuner) -> Latencies:
     """Of every int8 unit of ``graph``, and of the values that they make and read."""
-    int8, fp32 = dict[str, float](), dict[str, float]()
-    quantized, dequantized = dict[str, float](), dict[str, float]()
-    for unit in graph.unit_of.values():
-        name = unit.root.name
-        int8[name], fp32[name] = _unit(graph, unit, tuner) if _is_plain(graph, unit) else (0.0, 0.0)
-        for value in (*(graph.unrounded(n) or n for n in unit.inputs), unit.output):
-            if value.name not in quantized and value in graph.values:
-                shape = graph.values[value].shape
-                quantized[value.name] = _border(graph, shape, tuner, to_int8=True)
-                dequantized[value.name] = _border(graph, shape, tuner, to_int8=False)
-    return Latencies(int8, fp32, quantized, dequantized)
+    found = Latencies({}, {}, {}, {}, {})
+    measured = {unit: _unit(graph, unit, tuner, found) for unit in graph.unit_of.values()}
+    _measure_borders(graph, tuner, found)
+    for unit, milliseconds in measured.items():
+        if milliseconds is None:  # what is fp32 between conversions costs just these
+            inside = sum(found.dequantize[_rounded(graph, n)] for n in unit.inputs)
+            milliseconds = found.fp32[unit.root.name] + inside + found.quantize[unit.output.name]
+        found.int8[unit.root.name] = milliseconds
+    return found
+
+
+def _unit(graph: FrozenGraph, unit: Unit, tuner: Tuner, found: Latencies) -> float | None:
+    """Milliseconds in int8, None where that is best done in fp32 between conversions; the rest goes to ``found``."""
+    if not _is_plain(graph, unit):
+        found.fp32[unit.root.name] = 0.0
+        return 0.0
+    first, fused, before = _fused(graph, unit)
+    call = _call(graph, unit, first)
+    kernels = list(_kernels(graph, unit, call))
+    times = tuner.measure(call, [*kernels, *fused, *before, _in_fp32(call), *_borders(graph.values[unit.output].shape)])
+    value = unit.output.name
+    found.fp32[unit.root.name] = times[_FP32]
+    found.quantize[value], found.dequantize[value] = times[_QUANTIZE], times[_DEQUANTIZE]
+    alone, added = _least(times, kernels), _least(times, fused) - _least(times, before)
+    if first is not None and added <= alone * TOLERANCE:
+        found.fused[unit.root.name] = first.root.name
+        return max(added, 0.0)
+    return None if times.get(FP32) == alone or not math.isfinite(alone) else alone
 
 
 def _is_plain(graph: FrozenGraph, unit: Unit) -> bool:
@@ -46,33 +68,78 @@ def _is_plain(graph: FrozenGraph, unit: Unit) -> bool:
     )
 
 
-def _unit(graph: FrozenGraph, unit: Unit, tuner: Tuner) -> tuple[float, float]:
-    """Milliseconds in int8 and in fp32."""
+def _call(graph: FrozenGraph, unit: Unit, first: Unit | None) -> Int8Call:
+    """The call, under a name of its own in the cache: times of different moments do not compare."""
     end = quantize_of(unit.output)
     call = graph.call(unit, graph.qparams(end) if end is not None else None)
+    behind = f" behind {graph.call(first, call.out).signature()}" if first is not None else ""
+    return replace(call, op=f"{unit_name(unit, graph.table)} or fp32{behind}")
+
+
+def _kernels(graph: FrozenGraph, unit: Unit, call: Int8Call) -> Iterator[Candidate]:
+    """The ways to run the unit in int8."""
     if unit.rule.output is Output.SHARED:
-        candidates = [_on_integers(call)]
-    elif call.out is None:
-        candidates = [_behind_dequantize(c) for c in unit.rule.kernels(call)] if unit.rule.float_output else []
-    else:
-        candidates = graph.candidates(unit.rule, call)
+        yield _on_integers(call)
+    elif call.out is not None:
+        yield from graph.candidates(unit.rule, call)
+    elif unit.rule.float_output:
+        yield from map(_behind_dequantize, unit.rule.kernels(call))
+
+
+def _fused(graph: FrozenGraph, unit: Unit) -> tuple[Unit | None, list[Candidate], list[Candidate]]:
+    """The unit before that this one can be fused into, the kernels of both in one, and those of that one alone."""
+    for value in unit.inputs:
+        first = fusable(graph, value, unit)
+        whole = fused_call(graph, first, unit, value) if first is not None else None
+        if first is None or whole is None:
+            continue
+        alone = graph.call(first, graph.qparams(value))
+        return (
+            first,
+            [Candidate(f"fused {c.kernel}", c.build, whole.inputs) for c in first.rule.fused[unit.rule.name](whole)],
+            [Candidate(f"before: {c.kernel}", c.build, alone.inputs) for c in graph.candidates(first.rule, alone)],
+        )
+    return None, [], []
+
+
+def _least(times: Mapping[str, float], candidates: Sequence[Candidate]) -> float:
+    return min((times[c.kernel] for c in candidates), default=math.inf)
+
+
+def _in_fp32(call: Int8Call) -> Candidate:
     operands = tuple(Operand(None, o.shape) for o in call.inputs)
-    name = f"fp32 {unit_name(unit, graph.table)}"
-    exact: Int8Call = replace(call, op=name, inputs=operands, out=None, packed={})
-    ms = _fastest(tuner, exact, [in_fp32(exact)])
-    return (_fastest(tuner, call, candidates) if candidates else ms), ms
+    return Candidate(_FP32, in_fp32(replace(call, inputs=operands, out=None)).build, operands)
 
 
-def _border(graph: FrozenGraph, shape: tuple[int, ...], tuner: Tuner, to_int8: bool) -> float:
-    """Milliseconds of converting a value of ``shape``."""
-    pair = next(n for n in graph.gm.graph.nodes if n.op == "call_function" and n.target is quantize)
-    name, given, out = ("quantize", None, _ANY) if to_int8 else ("dequantize", _ANY, None)
-    call = Int8Call(name, pair, (Operand(given, shape),), out)
+def _borders(shape: tuple[int, ...]) -> tuple[Candidate, Candidate]:
+    """The conversions of a value of ``shape``."""
 
-    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-        return emitter.quantize(inputs[0], _ANY, len(shape) == 4) if to_int8 else emitter.dequantize(inputs[0])
+    def to_int8(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        return emitter.quantize(inputs[0], _ANY, len(shape) == 4)
 
-    return _fastest(tuner, call, [Candidate(name, build)])
+    def to_fp32(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
+        return emitter.dequantize(inputs[0])
+
+    quantized = Candidate(_QUANTIZE, to_int8, (Operand(None, shape),))
+    return quantized, Candidate(_DEQUANTIZE, to_fp32, (Operand(_ANY, shape),))
+
+
+def _measure_borders(graph: FrozenGraph, tuner: Tuner, found: Latencies) -> None:
+    """Add the conversions of values that no int8 unit makes."""
+    pairs = [n for n in graph.gm.graph.nodes if n.op == "call_function" and n.target is quantize]
+    for pair in pairs:
+        value: fx.Node = pair.args[0]
+        if value in graph.values and value.name not in found.quantize:
+            shape = graph.values[value].shape
+            times = tuner.measure(Int8Call("border", pair, (Operand(None, shape),), _ANY), _borders(shape))
+            found.quantize[value.name], found.dequantize[value.name] = times[_QUANTIZE], times[_DEQUANTIZE]
+
+
+def _rounded(graph: FrozenGraph, pair: fx.Node) -> str:
+    """The name of the value that a ``dequantize`` was rounded from."""
+    source = graph.unrounded(pair)
+    assert source is not None
+    return source.name
 
 
 def _on_integers(call: Int8Call) -> Candidate:
@@ -92,8 +159,3 @@ def _behind_dequantize(inner: Candidate) -> Candidate:
         return inner.build(emitter, [emitter.dequantize(x) for x in inputs])
 
     return Candidate(f"dequantize + {inner.kernel}", build)
-
-
-def _fastest(tuner: Tuner, call: Int8Call, candidates: Sequence[Candidate]) -> float:
-    times = tuner.measure(call, candidates)
-    return min((times[c.kernel] for c in candidates if math.isfinite(times[c.kernel])), default=math.inf)

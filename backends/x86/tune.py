@@ -108,7 +108,7 @@ def example(operand: Operand) -> Tensor:
 def runner(call: Int8Call, candidate: Candidate) -> Callable[..., Any]:
     """``candidate`` alone as a function of its inputs."""
     emitter = Emitter()
-    nodes = [emitter.graph.placeholder(f"x{i}") for i in range(len(call.inputs))]
+    nodes = [emitter.graph.placeholder(f"x{i}") for i in range(len(candidate.inputs or call.inputs))]
     emitter.graph.output(candidate.build(emitter, nodes))
     return emitter.straight_line()
 
@@ -117,14 +117,17 @@ def _race(call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
     tensors = [example(o) for o in call.inputs]
     runs = {c.kernel: runner(call, c) for c in candidates}
     with torch.inference_mode():
-        bound = [partial(run, *tensors) for run in runs.values()]
+        bound = [
+            partial(runs[c.kernel], *(tensors if c.inputs is None else map(example, c.inputs))) for c in candidates
+        ]
         medians = interleaved_medians(bound, ROUNDS, BUDGET * len(runs), warm_up=1)
         times = dict(zip(runs, medians, strict=True))
         # With an fp32 input some candidates round it and others do not: nothing to compare.
         rounded = call.out is not None and all(o.qparams is not None for o in call.inputs)
         if call.weight is not None and call.epilogue is None and rounded:
             expected = runner(call, in_fp32(call))(*tensors).int_repr().int()
-            for name, run in runs.items():
-                if (run(*tensors).int_repr().int() - expected).abs().max() > 1:
-                    times[name] = math.inf
+            for candidate in candidates:
+                run = runs[candidate.kernel]
+                if candidate.inputs is None and (run(*tensors).int_repr().int() - expected).abs().max() > 1:
+                    times[candidate.kernel] = math.inf
     return times

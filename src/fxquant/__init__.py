@@ -5,12 +5,14 @@ from .compiler import debug
 from .compiler.api import compile, convert, prepare
 from .compiler.config import QuantConfig
 from .compiler.errors import (
+    BudgetWarning,
     CalibrationError,
     CallError,
     CaptureError,
     ConfigError,
     FxquantError,
     ModelError,
+    SearchError,
     StateError,
     TrainingError,
     VerificationError,
@@ -18,11 +20,14 @@ from .compiler.errors import (
 from .compiler.module import Prepared, QuantizedModule
 from .compiler.qat_module import QATModule
 from .compiler.report import Report, Row
+from .compiler.search import search
+from .compiler.search_result import SearchResult
 from .compiler.sensitivity import Sensitivity, UnitSensitivity, sensitivity
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetWarning",
     "CalibrationError",
     "CallError",
     "CaptureError",
@@ -35,6 +40,8 @@ __all__ = [
     "QuantizedModule",
     "Report",
     "Row",
+    "SearchError",
+    "SearchResult",
     "Sensitivity",
     "StateError",
     "Target",
@@ -45,5 +52,6 @@ __all__ = [
     "convert",
     "debug",
     "prepare",
+    "search",
     "sensitivity",
 ]

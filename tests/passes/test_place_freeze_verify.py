@@ -15,8 +15,9 @@ import fxquant
 from fxquant import VerificationError
 from fxquant.backends.base import Frozen, Lowered
 from fxquant.compiler.observers import DeQuantStub, Observer, QuantStub
-from fxquant.compiler.pipeline import Work, start
+from fxquant.compiler.pipeline import start
 from fxquant.compiler.qdq import dequantize, quantize
+from fxquant.compiler.work import Work
 from fxquant.passes.freeze import freeze
 from fxquant.passes.verify import verify
 from tests.compiler.toys import Lambda, compiled, data, images, row, rows, settle, small, sqnr

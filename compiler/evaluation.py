@@ -1,0 +1,90 @@
+"""The user's measure of a model, called so that two calls on one model give the same."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from .errors import ConfigError, SearchError
+from .lockstep import restored_rng
+
+Evaluate = Callable[[nn.Module], float]
+
+
+class Evaluation:
+    """``function`` with the same random numbers in every call, and its faults told as errors of ours.
+
+    Args:
+        function: takes a module and gives a number; more is better.
+        seed: of Python's, NumPy's and torch's generators in each call; behind it they are as before.
+    """
+
+    def __init__(self, function: Evaluate, seed: int) -> None:
+        if not callable(function):
+            raise ConfigError(f"evaluate must be a function of a module, got {type(function).__name__}.")
+        self.function, self.seed = function, seed
+
+    def __call__(self, module: nn.Module, name: str) -> float:
+        """What the function gives for ``module``, which is called ``name`` in errors; NaN and inf are returned.
+
+        Raises:
+            SearchError: it raises, or gives no number.
+        """
+        with torch.no_grad(), _seeded(self.seed):
+            try:
+                value = self.function(module)
+            except Exception as error:
+                raise SearchError(f"evaluate fails on {name}: {type(error).__name__}: {error}") from error
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SearchError(f"evaluate gave {_shown(value)} for {name}; it must return a number.") from error
+
+    def twice(self, module: nn.Module) -> float:
+        """What the function gives for the fp32 model, after a second call has confirmed it.
+
+        Raises:
+            SearchError: it is NaN or inf, or not the same twice.
+        """
+        first, second = (self(module, "the fp32 model") for _ in range(2))
+        for value in (first, second):
+            if not math.isfinite(value):
+                raise SearchError(
+                    f"evaluate gave {value} for the fp32 model. It must be a finite number to compare with."
+                )
+        if not same(first, second):
+            raise SearchError(
+                f"evaluate gave {first!r} and then {second!r} for the same fp32 model: no budget can be told from "
+                "that. Use all of the data, in a fixed order, without augmentation."
+            )
+        return first
+
+
+def same(a: float, b: float) -> bool:
+    """Whether two evaluations are the same but for fp32 rounding."""
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _shown(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return f"{type(value).__name__} of shape {tuple(shape)}" if shape is not None else repr(value)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    with restored_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,153 @@
+"""What a search found, as data, tables and a plot."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from .errors import FxquantError
+from .module import QuantizedModule
+from .sensitivity import Sensitivity
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A mix that was evaluated.
+
+    Attributes:
+        fp32: the keys of its ops in fp32 that could be int8, as of :attr:`UnitSensitivity.key`.
+        value: what evaluate gave.
+        within: whether that is within the budget.
+        milliseconds: measured on the first calibration batch; None where it was not within the budget, or not reached.
+        ratio: of its time to that of the float model in the same run.
+    """
+
+    fp32: frozenset[str]
+    value: float
+    within: bool
+    milliseconds: float | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A mix of the predicted Pareto front.
+
+    Attributes:
+        fp32: as of :class:`Trial`.
+        milliseconds: predicted, without the ops that are fp32 in every mix.
+        noise: predicted, as a share of the output's power.
+        value: what evaluate gave; None where it was not tried.
+    """
+
+    fp32: frozenset[str]
+    milliseconds: float
+    noise: float
+    value: float | None
+
+    @property
+    def decibels(self) -> float:
+        """The noise as SQNR [dB]."""
+        return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What :func:`fxquant.search` returns; print it for the tables.
+
+    Attributes:
+        best: the module to use.
+        chosen: the mix that it is.
+        front: from the fastest mix to that of the least noise, as predicted.
+        trials: in the order in which they were evaluated.
+        sensitivity: of every op, by ``"sqnr"``.
+        fp32: what evaluate gave for the float model.
+        floor: the budget: what evaluate must give at least.
+        summary: the outcome in a sentence.
+    """
+
+    best: QuantizedModule
+    chosen: Trial
+    front: tuple[FrontPoint, ...]
+    trials: tuple[Trial, ...]
+    sensitivity: Sensitivity
+    fp32: float
+    floor: float
+    summary: str
+
+    def __str__(self) -> str:
+        front = [
+            (len(p.fp32), f"{p.milliseconds:.3f}", f"{p.decibels:.1f}", "" if p.value is None else f"{p.value:.6g}")
+            for p in self.front
+        ]
+        trials = [
+            (
+                len(t.fp32),
+                f"{t.value:.6g}",
+                "yes" if t.within else "no",
+                "" if t.milliseconds is None else f"{t.milliseconds:.3f}",
+                "" if t.ratio is None else f"{t.ratio:.2f}",
+                "chosen" if t == self.chosen else "",
+            )
+            for t in self.trials
+        ]
+        return "\n".join(
+            (
+                self.summary,
+                "\nPredicted front:",
+                _table(front, ("ops in fp32", "predicted ms", "predicted SQNR [dB]", "evaluate")),
+                "\nEvaluated mixes:",
+                _table(trials, ("ops in fp32", "evaluate", "within budget", "measured ms", "of fp32's time", "")),
+            )
+        )
+
+    def plot(self, path: str | os.PathLike[str], ops: int = 30) -> None:
+        """Draw the front with what was evaluated of it, and the noise that each of the costliest ``ops`` adds.
+
+        ``path`` ends in ``.png``, ``.svg``, ``.pdf`` or another of matplotlib's formats.
+
+        Raises:
+            FxquantError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise FxquantError(
+                "A plot needs matplotlib: pip install 'fxquant[plot]' (or: pip install matplotlib)."
+            ) from error
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        self._draw_front(left)
+        self._draw_sensitivity(right, ops)
+        figure.suptitle(self.summary, fontsize="small", wrap=True)
+        figure.savefig(path)
+
+    def _draw_front(self, axes: Any) -> None:
+        points = [p for p in self.front if p.noise > 0]
+        axes.plot([p.milliseconds for p in points], [p.decibels for p in points], "o-", mfc="white", label="predicted")
+        for within, color in ((True, "tab:green"), (False, "tab:red")):
+            tried = [p for p in points if p.value is not None and (p.value >= self.floor) == within]
+            label = f"evaluated, {'within' if within else 'below'} the budget"
+            axes.plot([p.milliseconds for p in tried], [p.decibels for p in tried], "o", color=color, label=label)
+        axes.set(xlabel="predicted time of the ops that can be int8 [ms]", ylabel="predicted SQNR of the output [dB]")
+        axes.set_title("Pareto front")
+        axes.legend()
+
+    def _draw_sensitivity(self, axes: Any, ops: int) -> None:
+        rows = self.sensitivity.ranked[:ops]
+        places = range(len(rows))
+        colors = ["tab:red" if row.key in self.chosen.fp32 else "tab:blue" for row in rows]
+        axes.barh(places, [row.only if math.isfinite(row.only) else 0.0 for row in rows], color=colors)
+        axes.set_yticks(places, [row.node for row in rows], fontsize="x-small")
+        axes.invert_yaxis()
+        axes.set(xlabel="SQNR of the output with only this op in int8 [dB]")
+        axes.set_title("Sensitivity (red: left in fp32)")
+
+
+def _table(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
+    return tabulate(rows, columns, disable_numparse=True)

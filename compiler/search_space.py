@@ -1,0 +1,116 @@
+"""The mixes of int8 and fp32 that a search chooses among, and what is known of them before any is tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..backends.base import Frozen, Output
+from ..passes.assign_precision import MIXED, PASSES
+from ..passes.measured_costs import measured_costs
+from ..passes.precision_cut import Point, PrecisionCosts
+from .errors import ConfigError
+from .mixes import mix
+from .module import QuantizedModule, lowered_module
+from .pipeline import quantize
+from .sensitivity import Sensitivity, frozen_pair, measure_sensitivity
+from .work import Work
+
+Mix = frozenset[str]  # the ops in int8, by the names of their first nodes
+
+SLOWER = "search: not faster in int8 on this CPU, with its borders"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A calibrated model, and of each of its int8 ops what it costs in time and accuracy.
+
+    Attributes:
+        sensitivity: by ``"sqnr"``.
+        costs: in milliseconds, without the ops that are fp32 in every mix.
+        penalties: the power of the noise that an op adds to the output, as a share of the output's.
+        front: from the fastest mix to that of the least noise.
+    """
+
+    work: Work
+    sensitivity: Sensitivity
+    costs: PrecisionCosts
+    penalties: Mapping[str, float]
+    front: Sequence[Point]
+
+    @property
+    def weighted(self) -> list[str]:
+        """The ops with weights, in order."""
+        assert self.work.assignment is not None
+        return [u.root.name for u in self.work.assignment.int8_units if u.rule.weighted]
+
+    def with_back(self, current: Mix, ops: Sequence[str], weight: float) -> Mix:
+        """``current`` with ``ops`` in int8, too; what has no weight goes to the side where it costs less.
+
+        ``weight`` is that of the penalties against milliseconds.
+        """
+        fixed = {op: op in current or op in ops for op in self.weighted} | dict.fromkeys((*current, *ops), True)
+        return self.costs.cheapest(self.penalties, weight, fixed)
+
+    def reasons(self, chosen: Mix) -> dict[str, str]:
+        """Why each op outside of ``chosen`` is in fp32."""
+        assert self.work.assignment is not None
+        alone = {row.key: row.only for row in self.sensitivity.rows}
+        reasons: dict[str, str] = {}
+        for unit in self.work.assignment.int8_units:
+            name = unit.root.name
+            if name in chosen:
+                continue
+            if unit.rule.output is Output.SHARED:
+                reasons[name] = PASSES
+            elif name not in self.front[0].int8:
+                reasons[name] = SLOWER
+            elif unit.rule.weighted:
+                reasons[name] = f"search: for accuracy; this op alone in int8 leaves {alone[name]:.1f} dB"
+            else:
+                reasons[name] = f"search: {MIXED}"
+        return reasons
+
+    def compiled(self, chosen: Mix) -> QuantizedModule:
+        """The model with the ops ``chosen`` in int8."""
+        return compile_mix(self.work, self.reasons(chosen))
+
+
+def compile_mix(work: Work, fp32: Mapping[str, str]) -> QuantizedModule:
+    """A calibrated model, lowered; ``fp32`` as of :func:`.mixes.mix`."""
+    chosen = mix(work, fp32)
+    quantize(chosen)
+    return QuantizedModule(lowered_module(chosen)).eval()
+
+
+def search_space(work: Work, known: Sensitivity | None) -> Space:
+    """What there is to choose from in a calibrated model. ``known``: its sensitivity by ``"sqnr"``, if measured before.
+
+    Raises:
+        ConfigError: its backend measures no latencies.
+    """
+    frozen, exact = frozen_pair(work)
+    assert frozen.assignment is not None
+    latencies = work.options.backend.latencies(
+        Frozen(frozen.gm, *frozen.sample[0], frozenset(frozen.assignment.reasons))
+    )
+    if latencies is None:
+        raise ConfigError(
+            f"A search needs latencies, and backend {work.options.backend.name!r} measures none: use 'x86'."
+        )
+    sensitivity = known or measure_sensitivity(frozen, exact, frozen.sample, "sqnr")
+    costs = measured_costs(frozen.assignment, latencies)
+    penalties = _penalties(sensitivity)
+    return Space(work, sensitivity, costs, penalties, costs.front(penalties))
+
+
+def _penalties(sensitivity: Sensitivity) -> dict[str, float]:
+    """The mean of what an op adds to the noise of none, and of all others: two of the terms of its Shapley value."""
+    whole = _noise(sensitivity.int8)
+    return {row.key: (_noise(row.only) + max(0.0, whole - _noise(row.but))) / 2 for row in sensitivity.rows}
+
+
+def _noise(decibels: float) -> float:
+    """The power of noise as a share of the signal's."""
+    return 10 ** (-decibels / 10) if math.isfinite(decibels) else 0.0

@@ -1,0 +1,106 @@
+"""Which mixes a search tries, so that it needs few evaluations.
+
+First by bisection the fastest mix of the front that is within the budget. Then it is repaired, as the front knows of
+no interaction: weighted ops that it has in fp32 are brought back to int8 in groups, halves first, single ops last, those
+first that gain the most for the noise they add. Nothing is tried of which a part has failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from .search_space import Mix, Space
+
+Judge = Callable[[Sequence[Mix]], Sequence[bool]]
+
+LEAST_GAIN = 0.005  # of the predicted time: less is not worth an evaluation
+PATIENCE = 8  # evaluations in a row that fail, behind which no more repairs are tried
+
+
+class Strategy:
+    """A search of one space.
+
+    Args:
+        space: where to search.
+        judge: tells of mixes whether they are within the budget; it may raise to end the search.
+        width: how many mixes it is given at once.
+    """
+
+    def __init__(self, space: Space, judge: Judge, width: int = 1) -> None:
+        self.space, self._judge, self.width = space, judge, width
+        self._failed: list[Mix] = []
+
+    def run(self) -> None:
+        """Try mixes until none is left that promises to be faster."""
+        place = self._bisect()
+        if place:
+            self._repair(place)
+
+    def judge(self, mixes: Sequence[Mix]) -> Sequence[bool]:
+        """Try ``mixes``, and remember what failed."""
+        results = self._judge(mixes)
+        self._failed += [m for m, within in zip(mixes, results, strict=True) if not within]
+        return results
+
+    def _bisect(self) -> int | None:
+        """The place in the front of the first mix within the budget."""
+        front = [point.int8 for point in self.space.front]
+        if self.judge(front[:1])[0]:
+            return 0
+        low, high = 0, len(front)
+        while high - low > 1:
+            count = min(self.width, high - low - 1)
+            places = [low + (high - low) * (i + 1) // (count + 1) for i in range(count)]
+            within = dict(zip(places, self.judge([front[p] for p in places]), strict=True))
+            high = min((p for p in places if within[p]), default=high)
+            low = max((p for p in places if p < high and not within[p]), default=low)
+        return high if high < len(front) else None
+
+    def _repair(self, place: int) -> None:
+        before, point = self.space.front[place - 1], self.space.front[place]
+        weight = (point.cost - before.cost) / (before.penalty - point.penalty)
+        current, waiting = point.int8, self._ranked(point.int8, weight)
+        size, failures = max(1, len(waiting) // 2), 0
+        while waiting and size:
+            groups = [waiting[i : i + size] for i in range(0, len(waiting), size)]
+            while groups and failures < PATIENCE:
+                batch, mixes = list[list[str]](), list[Mix]()
+                while groups and len(batch) < self.width:
+                    group = groups.pop(0)
+                    candidate = self.space.with_back(current, group, weight)
+                    if self._promising(candidate, current) and candidate not in mixes:
+                        batch.append(group)
+                        mixes.append(candidate)
+                if not batch:
+                    continue
+                results = self.judge(mixes)
+                if not any(results):
+                    failures += len(results)
+                    continue
+                failures, best = 0, results.index(True)
+                current = mixes[best]
+                waiting = [op for op in waiting if op not in current]
+                # The others were tried beside another mix than the one there is now.
+                groups = [g for i, g in enumerate(batch) if results[i] and i != best] + groups
+            size //= 2
+
+    def _ranked(self, current: Mix, weight: float) -> list[str]:
+        """The weighted fp32 ops that would save time in int8, those of the least noise for it first."""
+        costs, noise = self.space.costs, dict[str, float]()
+        for op in self.space.weighted:
+            gain = (
+                costs.total(current) - costs.total(self.space.with_back(current, [op], weight))
+                if op not in current
+                else 0.0
+            )
+            if gain > LEAST_GAIN * costs.total(current):
+                noise[op] = self.space.penalties[op] / gain
+        return sorted(noise, key=noise.__getitem__)
+
+    def _promising(self, candidate: Mix, current: Mix) -> bool:
+        costs = self.space.costs
+        rounding = self.space.penalties.keys()
+        if any(failed & rounding <= candidate for failed in self._failed) or not math.isfinite(costs.total(candidate)):
+            return False
+        return costs.total(candidate) < (1 - LEAST_GAIN) * costs.total(current)

@@ -1,0 +1,124 @@
+"""Evaluated mixes, kept in a file so that a search that was stopped can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError
+from .evaluation import same
+from .sensitivity import Sensitivity, UnitSensitivity
+from .values import tensors_of
+from .work import Work
+
+FORMAT = "fxquant search 1"
+
+
+class Trials:
+    """What evaluate gave for each mix, by its ops in fp32.
+
+    Args:
+        path: where it is read from, if the file is there, and written after each evaluation; None keeps no file.
+        work: the calibrated model; a file that belongs to another is refused.
+
+    Raises:
+        ConfigError: the file is not one of this search, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, work: Work) -> None:
+        self.path = None if path is None else Path(path)
+        self.values: dict[frozenset[str], float] = {}
+        self.fp32: float | None = None
+        self.sensitivity: Sensitivity | None = None
+        if self.path is None:
+            return
+        self._search = _fingerprint(work)
+        if self.path.exists():
+            self._read(self.path)
+        self.save()
+
+    def begin(self, fp32: float) -> None:
+        """Note what evaluate gives for the fp32 model.
+
+        Raises:
+            ConfigError: the file has another value: it was another function, or other data.
+        """
+        if self.fp32 is not None and not same(fp32, self.fp32):
+            raise ConfigError(
+                f"evaluate gives {fp32!r} for the fp32 model, and gave {self.fp32!r} in the search of {self.path}. "
+                "Delete that file to begin anew."
+            )
+        self.fp32 = fp32
+        self.save()
+
+    def add(self, fp32: frozenset[str], value: float) -> None:
+        """Note what evaluate gave for the mix with the ops ``fp32`` in fp32."""
+        self.values[fp32] = value
+        self.save()
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        if self.path is None:
+            return
+        data = {
+            "format": FORMAT,
+            "search": self._search,
+            "fp32": self.fp32,
+            "sensitivity": self.sensitivity and asdict(self.sensitivity),
+            "trials": [[sorted(ops), value] for ops, value in self.values.items()],
+        }
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
+        try:
+            draft.write_text(json.dumps(data))
+            draft.replace(self.path)
+        except OSError as error:
+            raise ConfigError(f"The search cannot be kept in {self.path}: {error}.") from error
+
+    def _read(self, path: Path) -> None:
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT:
+                raise ValueError(data["format"])
+            belongs = data["search"] == self._search
+            self.values = {frozenset(ops): float(value) for ops, value in data["trials"]}
+            self.fp32, self.sensitivity = data["fp32"], _sensitivity(data["sensitivity"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path} is not a file of a search ({error!r}). Name another in resume=.") from error
+        if not belongs:
+            raise ConfigError(
+                f"{path} is of another search: the model, the configuration, the calibration data or the CPU differ. "
+                "Delete it, or name another file in resume=."
+            )
+
+
+def _sensitivity(data: dict[str, Any] | None) -> Sensitivity | None:
+    if data is None:
+        return None
+    return Sensitivity(tuple(UnitSensitivity(**row) for row in data["rows"]), data["metric"], data["int8"])
+
+
+def _fingerprint(work: Work) -> str:
+    """Equal for equal calibrated models."""
+    digest = hashlib.sha256()
+    options = work.options
+    for text in (torch.__version__, str(work.gm.graph), repr(options.config), repr(options.backend.target)):
+        digest.update(text.encode())
+    for tensor in _tensors(work):
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors(work: Work) -> Iterable[Tensor]:
+    for _, tensor in sorted(work.gm.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            yield tensor
+    for args, kwargs in work.sample:
+        yield from tensors_of([args, kwargs])

@@ -1,0 +1,107 @@
+"""Ops that stay in fp32 because int8 ruins the model's output there, or is slower: what needs no data with labels.
+
+Both are measured. Accuracy: where the int8 model as a whole is far from the fp32 one, each op that alone brings the
+output below :data:`LEAST_SQNR` is left out. Speed: the ops are split between int8 and fp32 by a minimum cut
+(:mod:`.precision_cut`) over measured times, with a head start for int8, so that noise decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import networkx as nx
+from torch import fx
+
+from ..backends.base import Backend, Frozen, Output
+from ..backends.units import Unit
+from ..compiler.batches import Batch
+from ..compiler.lockstep import Stepper, Twin, sqnr
+from ..compiler.pair import Pair, int8_nodes
+from ..compiler.replay import Replay
+from .assign_precision import MIXED, PASSES, Assignment
+from .measured_costs import measured_costs
+from .precision_cut import PrecisionCosts
+
+LEAST_SQNR = 10.0  # dB; the noise of one op is then a tenth of the output's power
+HEAD_START = 1.1  # fp32 must be faster by this factor
+LEAST_GAIN = 0.02, 0.05  # of the time of all these ops, and in milliseconds: less is not worth a change
+
+
+def keep_fp32(
+    gm: fx.GraphModule, exact: Twin, assignment: Assignment, backend: Backend, sample: Sequence[Batch]
+) -> dict[str, str]:
+    """The reason for each int8 op of a frozen graph that should stay in fp32, by the name of its first node.
+
+    What an override speaks of stays as it is, and layers that were given fewer than 8 bits are not judged by accuracy.
+    """
+    free = [u for u in assignment.int8_units if assignment.config.key_of(u.root) is None]
+    ruined = {
+        unit.root.name: f"int8 here would ruin the output: this op alone leaves {decibels:.1f} dB"
+        for unit, decibels in _ruinous(gm, exact, assignment, free, sample)
+    }
+    latencies = backend.latencies(Frozen(gm, *sample[0], frozenset(assignment.reasons)))
+    if latencies is None:
+        return ruined | {u.root.name: PASSES for u in _behind(assignment, ruined)}
+    return ruined | _slower(measured_costs(assignment, latencies), assignment, free, ruined)
+
+
+def _ruinous(
+    gm: fx.GraphModule, exact: Twin, assignment: Assignment, free: Sequence[Unit], sample: Sequence[Batch]
+) -> Iterator[tuple[Unit, float]]:
+    judged = [u for u in free if u.rule.output is not Output.SHARED and assignment.config_of(u).weight_bits == 8]
+    first = sample[:1]
+    if not judged or sqnr(Stepper(exact.module, first).finish(), Stepper(gm, first).finish()) >= LEAST_SQNR:
+        return
+    pair = Pair(exact, Replay(exact.module, first[0]), Replay(gm, first[0]), int8_nodes(assignment))
+    for unit in judged:
+        decibels = sqnr([pair.fp32.output], [pair.only(unit)])
+        if decibels < LEAST_SQNR:
+            yield unit, decibels
+
+
+def _behind(assignment: Assignment, fp32: dict[str, str]) -> list[Unit]:
+    """Ops that pass integers on, and would have none."""
+    found: dict[fx.Node, Unit] = {}
+    for unit in assignment.int8_units:
+        sources = {p.maker for p in assignment.passed if unit.root in p.readers}
+        if unit.rule.output is Output.SHARED and any(s in found or (s is not None and s.name in fp32) for s in sources):
+            found[unit.root] = unit
+    return list(found.values())
+
+
+def _slower(
+    costs: PrecisionCosts, assignment: Assignment, free: Sequence[Unit], ruined: dict[str, str]
+) -> dict[str, str]:
+    """Those that a minimum cut has in fp32, besides ``ruined``."""
+    handicapped = PrecisionCosts(
+        costs.int8, {op: HEAD_START * ms for op, ms in costs.fp32.items()}, costs.crossings, costs.needs
+    )
+    units = {u.root.name: u for u in assignment.int8_units}
+    movable = {u.root.name for u in free} | {n for n, u in units.items() if u.rule.output is Output.SHARED}
+    fixed = {op: op not in ruined for op in units if op in ruined or op not in movable}
+    chosen = handicapped.cheapest(fixed=fixed)
+    everything = frozenset(units)
+    share, milliseconds = LEAST_GAIN
+    worth = max(share * costs.total(everything), milliseconds)
+    if not ruined and costs.total(everything) - costs.total(chosen) < worth:
+        return {}
+    reasons: dict[str, str] = {}
+    for group in _neighbours(costs, everything - chosen - ruined.keys()):
+        lost = costs.total(chosen | group) - costs.total(chosen)
+        for op in group:
+            if units[op].rule.output is Output.SHARED:
+                reasons[op] = PASSES
+            elif 0 < lost < float("inf"):
+                ops = f"this and {len(group) - 1} ops around it" if len(group) > 1 else "this op"
+                reasons[op] = f"measured: {ops} would take {lost:.2g} ms longer in int8, with the borders"
+            else:
+                reasons[op] = MIXED
+    return reasons
+
+
+def _neighbours(costs: PrecisionCosts, ops: frozenset[object]) -> list[frozenset[str]]:
+    graph: nx.Graph[object] = nx.Graph()
+    graph.add_nodes_from(ops)
+    for value in costs.crossings:
+        graph.add_edges_from((value.maker, r) for r in value.readers if value.maker in ops and r in ops)
+    return [frozenset(map(str, group)) for group in nx.connected_components(graph)]
