@@ -20,11 +20,13 @@ from .convert_trained import convert_trained
 from .dynamic import quantize_dynamic
 from .dynamic_report import dynamic_report
 from .errors import ConfigError, StateError, nearest
+from .evaluation import Evaluate
 from .forms import Forms
 from .module import Compiled, Prepared, QuantizedModule
 from .pipeline import CALIBRATION_BATCHES, start
 from .qat import prepare_training
 from .qat_module import QATModule
+from .search import find_mix
 from .work import Options
 
 P = ParamSpec("P")
@@ -69,6 +71,9 @@ def compile(
     leaf_modules: Sequence[Leaf] = (),
     calibration_batches: int = CALIBRATION_BATCHES,
     train: Callable[[QATModule], object] | None = None,
+    evaluate: Evaluate | None = None,
+    max_drop: float | None = None,
+    strict: bool = False,
     snapshots: bool = False,
 ) -> QuantizedModule:
     """Compile a float model to int8, or to fp16 weights. The model itself is not changed.
@@ -93,16 +98,21 @@ def compile(
         calibration_batches: at most this many batches are read.
         train: for ``scheme="qat"``: a function that is given the :class:`~fxquant.QATModule` and trains it, in place,
             or returns the one to take.
+        evaluate, max_drop, strict: with ``scheme="static"``: find the fastest mix of int8 and fp32 ops for which
+            ``evaluate``, a function of a module whose result is to be large, gives at most ``max_drop`` less than for
+            the float model. See :func:`fxquant.search`, which has more options and tells more.
         snapshots: keep the graph after every step in ``result.snapshots``.
 
     Returns:
         The compiled module; print it for the report.
 
     Raises:
-        ConfigError, ModelError, CaptureError, CalibrationError, TrainingError: see :mod:`fxquant.compiler.errors`.
+        ConfigError, ModelError, CaptureError, CalibrationError, TrainingError, SearchError: see
+            :mod:`fxquant.compiler.errors`.
     """
     _check_scheme(scheme)
     _check_train(train, scheme)
+    _check_search(evaluate, max_drop, strict, scheme, calibration)
     if scheme == "dynamic":
         if calibration is not None:
             raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
@@ -111,6 +121,10 @@ def compile(
         return _compile_dynamic(model, dtype, executor, options)
     if dtype is not torch.int8:
         raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
+    if evaluate is not None and max_drop is not None and calibration is not None:
+        check_model(model)
+        options = _options(config, backend, target, executor, leaf_modules, snapshots)
+        return find_mix(model, calibration, evaluate, max_drop, options, calibration_batches, strict=strict).best
     prepared = prepare(
         model, scheme, calibration=calibration, config=config, backend=backend, target=target, executor=executor,
         leaf_modules=leaf_modules, calibration_batches=calibration_batches, snapshots=snapshots,
@@ -178,6 +192,20 @@ def _check_train(train: object, scheme: str) -> None:
         raise ConfigError(f"scheme {scheme!r} {wants} train=, a function that trains the prepared module.")
     if train is not None and not callable(train):
         raise ConfigError(f"train must be a function that is given the QATModule, got {type(train).__name__}.")
+
+
+def _check_search(evaluate: object, max_drop: object, strict: bool, scheme: str, calibration: object) -> None:
+    if evaluate is None:
+        for name, given in (("max_drop", max_drop is not None), ("strict", strict)):
+            if given:
+                raise ConfigError(f"{name}= goes with evaluate=, a function that gives a module's accuracy.")
+        return
+    if max_drop is None:
+        raise ConfigError("evaluate= needs max_drop=, how much less than for the float model it may give.")
+    if scheme != "static":
+        raise ConfigError(f"evaluate= goes with scheme 'static', not {scheme!r}.")
+    if calibration is None:
+        raise ConfigError("evaluate= needs calibration=: a mix is searched for after calibration.")
 
 
 def _trained(prepared: QATModule, train: Callable[[QATModule], object]) -> QATModule:

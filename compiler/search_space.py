@@ -19,6 +19,7 @@ from .work import Work
 
 Mix = frozenset[str]  # the ops in int8, by the names of their first nodes
 
+LOWEST = -60.0  # dB
 SLOWER = "search: not faster in int8 on this CPU, with its borders"
 
 
@@ -112,5 +113,5 @@ def _penalties(sensitivity: Sensitivity) -> dict[str, float]:
 
 
 def _noise(decibels: float) -> float:
-    """The power of noise as a share of the signal's."""
-    return 10 ** (-decibels / 10) if math.isfinite(decibels) else 0.0
+    """The power of noise as a share of the signal's; that of an output of NaN is all that counts."""
+    return 10 ** (-max(LOWEST, LOWEST if math.isnan(decibels) else decibels) / 10)

@@ -1,8 +1,8 @@
 """Which mixes a search tries, so that it needs few evaluations.
 
 First by bisection the fastest mix of the front that is within the budget. Then it is repaired, as the front knows of
-no interaction: weighted ops that it has in fp32 are brought back to int8 in groups, halves first, single ops last, those
-first that gain the most for the noise they add. Nothing is tried of which a part has failed.
+no interaction: weighted ops that it has in fp32 are brought back to int8 in groups, halves first, single ops last,
+those first that gain the most for the noise they add. Nothing is tried of which a part has failed.
 """
 
 from __future__ import annotations

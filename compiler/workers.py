@@ -25,7 +25,7 @@ from .work import Options, Work
 
 @dataclass(frozen=True)
 class _Parcel:
-    """What a worker needs to make the calibrated model: no data but the sample, as the statistics are in the observers."""
+    """What a worker makes the calibrated model of: the statistics are in the observers, so a sample is enough."""
 
     model: nn.Module
     options: dict[str, Any]

@@ -24,7 +24,7 @@ from .precision_cut import PrecisionCosts
 
 LEAST_SQNR = 10.0  # dB; the noise of one op is then a tenth of the output's power
 HEAD_START = 1.1  # fp32 must be faster by this factor
-LEAST_GAIN = 0.02, 0.05  # of the time of all these ops, and in milliseconds: less is not worth a change
+LEAST_GAIN = 0.02, 0.2  # of the time of all these ops, and in milliseconds: less is not worth a change
 
 
 def keep_fp32(

@@ -110,7 +110,7 @@ class PrecisionCosts:
         return frozenset(op for op in self.fp32 if (op,) in int8)
 
     def front(self, penalties: Mapping[Key, float]) -> list[Point]:
-        """The corners of the convex hull of cost against penalty: the cheapest of all first, that of no penalty last."""
+        """The corners of the convex hull of cost against penalty: the cheapest first, that without penalties last."""
 
         def point(int8: frozenset[Key]) -> Point:
             return Point(int8, self.total(int8), math.fsum(penalties.get(op, 0.0) for op in int8))

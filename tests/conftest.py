@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+from fxquant.passes import keep_fp32
 
 settings.register_profile("fxquant", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("fxquant")
@@ -25,6 +28,12 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         del os.environ["FXQUANT_CACHE"]
     else:
         os.environ["FXQUANT_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def speed_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is int8 must not depend on how busy the machine is; a test of that very decision sets what it wants."""
+    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.0, math.inf))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,110 @@
+"""Evaluating and measuring the mixes that a search tries."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from .batches import Batch
+from .evaluation import Evaluation
+from .latency import interleaved_medians
+from .module import QuantizedModule
+from .search_result import Trial
+from .search_space import Mix, Space
+from .trials import Trials
+from .workers import Workers
+
+FINALISTS = 3  # modules that are kept, and measured against each other at the end
+
+
+class OutOfTime(Exception):
+    """No time is left for another evaluation."""
+
+
+class Judge:
+    """Evaluates mixes, measures those within the budget, and keeps the fastest of them."""
+
+    def __init__(
+        self,
+        space: Space,
+        reference: nn.Module,
+        evaluation: Evaluation,
+        trials: Trials,
+        floor: float,
+        deadline: float,
+        workers: Workers | None,
+        progress: tqdm[Any],
+    ) -> None:
+        self.space, self.reference, self.evaluation, self.kept = space, reference, evaluation, trials
+        self.floor, self.deadline, self.workers, self.progress = floor, deadline, workers, progress
+        self.trials: dict[Mix, Trial] = {}
+        self.finalists: list[tuple[Mix, QuantizedModule]] = []  # fastest first, with int8 ops in each
+
+    def __call__(self, mixes: Sequence[Mix]) -> list[bool]:
+        if self.workers is not None:
+            self._evaluate_elsewhere(mixes)
+        return [self.judge(mix).within for mix in mixes]
+
+    def judge(self, mix: Mix, last: bool = False) -> Trial:
+        """Evaluate one mix and measure it, if that was not done before; the ``last`` one has all the time it needs."""
+        if mix in self.trials:
+            return self.trials[mix]
+        name, module, value = self.name(mix), None, self.kept.values.get(self.name(mix))
+        if value is None:
+            if not last:
+                self._check_time()
+            module = self.space.compiled(mix)
+            value = self.evaluation(module, f"a mix with {len(name)} ops in fp32")
+            self.kept.add(name, value)
+        trial = Trial(name, value, self.is_within(value))
+        if trial.within:
+            module = module or self.space.compiled(mix)
+            ours, theirs = self.measured([module, self.reference], rounds=15)
+            trial = replace(trial, milliseconds=ours, ratio=ours / theirs)
+        self.trials[mix] = trial
+        self.progress.update()
+        if mix and trial.within and module is not None:
+            everyone = sorted([*self.finalists, (mix, module)], key=lambda f: self.trials[f[0]].ratio or math.inf)
+            self.finalists = everyone[:FINALISTS]
+        return trial
+
+    def again(self, mix: Mix, module: QuantizedModule) -> None:
+        """Evaluate ``module``, which is ``mix``, in this process."""
+        value = self.evaluation(module, "the fastest mix")
+        self.trials[mix] = replace(self.trials[mix], value=value, within=self.is_within(value))
+
+    def name(self, mix: Mix) -> frozenset[str]:
+        """The ops of the space that ``mix`` has in fp32."""
+        return frozenset(self.space.costs.fp32) - mix
+
+    def is_within(self, value: float) -> bool:
+        return value >= self.floor or math.isclose(value, self.floor, rel_tol=1e-9, abs_tol=1e-12)
+
+    def measured(self, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+        """Median milliseconds of each on the first calibration batch, in turns."""
+        args, kwargs = self._example
+        with torch.no_grad():
+            return interleaved_medians([lambda m=m: m(*args, **kwargs) for m in modules], rounds, seconds=4.0)  # type: ignore[misc]
+
+    @property
+    def _example(self) -> Batch:
+        return self.space.work.sample[0]
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def _evaluate_elsewhere(self, mixes: Sequence[Mix]) -> None:
+        assert self.workers is not None
+        new = [mix for mix in mixes if self.name(mix) not in self.kept.values]
+        if new:
+            self._check_time()
+        for mix, value in zip(new, self.workers.values([self.space.reasons(m) for m in new]), strict=True):
+            self.kept.add(self.name(mix), value)

@@ -1,0 +1,68 @@
+"""What a search that is over returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from .judge import Judge
+from .module import QuantizedModule
+from .search_result import FrontPoint, SearchResult, Trial
+from .search_space import Mix
+
+
+def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
+    """The fastest module within the budget, all measured in turns; where there is none, what comes nearest to it.
+
+    Besides the mixes that were tried it is the model lowered in fp32, and at last the float model as it is, for which
+    evaluate gave ``fp32``.
+    """
+    everything_fp32: Mix = frozenset()
+    lowered = judge.space.compiled(everything_fp32)
+    candidates = [*judge.finalists, (everything_fp32, lowered)]
+    *times, theirs = judge.measured([*(module for _, module in candidates), judge.reference], rounds=30)
+    for ms, (mix, module) in sorted(zip(times, candidates, strict=True), key=lambda pair: pair[0]):
+        if ms > theirs:
+            break
+        if judge.workers is not None and mix:  # another machine may round otherwise
+            judge.again(mix, module)
+        trial = judge.trials[mix] = replace(judge.judge(mix, last=True), milliseconds=ms, ratio=ms / theirs)
+        if trial.within:
+            return trial, module
+    plain = Trial(judge.name(everything_fp32), fp32, judge.is_within(fp32), theirs, 1.0)
+    better = {mix: trial.value for mix, trial in judge.trials.items() if trial.value > fp32}
+    if not plain.within and better:
+        nearest = max(better, key=better.__getitem__)
+        return judge.trials[nearest], judge.space.compiled(nearest)
+    return plain, lowered.running(judge.reference)
+
+
+def shortfall(judge: Judge, chosen: Trial, fp32: float) -> str | None:
+    """What was not reached: a mix with int8 ops within the budget, or one that is faster than fp32."""
+    if chosen.within and len(chosen.fp32) < len(judge.space.costs.fp32):
+        return None
+    if judge.finalists:
+        return "Int8 mixes are within the budget, but none was measured to be faster than fp32 here: it runs in fp32."
+    values = [trial.value for mix, trial in judge.trials.items() if mix and not math.isnan(trial.value)]
+    tried = f"{len(values)} were tried, the best with {max(values):.6g}" if values else "none was tried in time"
+    return (
+        f"No int8 mix keeps evaluate at {judge.floor:.6g} or more, where fp32 gives {fp32:.6g}: {tried}. Allow a "
+        "larger max_drop, give more calibration data, or train with scheme='qat'."
+    )
+
+
+def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: float) -> SearchResult:
+    """The account of the search, of which ``chosen`` and its ``module`` are the outcome."""
+    ops = len(judge.space.costs.fp32)
+    speed = "" if chosen.ratio is None else f"; {chosen.milliseconds:.3g} ms, {chosen.ratio:.2f} of fp32's time"
+    summary = (
+        f"search: evaluate {chosen.value:.6g}, fp32 {fp32:.6g}, {'within' if chosen.within else 'below'} the budget of "
+        f"{judge.floor:.6g}{speed}; {ops - len(chosen.fp32)} of {ops} ops in int8; "
+        f"{len(judge.kept.values)} mixes evaluated"
+    )
+    front = tuple(
+        FrontPoint(judge.name(p.int8), p.cost, p.penalty, judge.kept.values.get(judge.name(p.int8)))
+        for p in judge.space.front
+    )
+    trials, sensitivity = tuple(judge.trials.values()), judge.space.sensitivity
+    return SearchResult(module.with_remark(summary), chosen, front, trials, sensitivity, fp32, judge.floor, summary)

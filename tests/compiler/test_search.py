@@ -1,0 +1,357 @@
+"""The search for a mix of int8 and fp32 within an accuracy budget."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import json
+import math
+import multiprocessing
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import BudgetWarning, ConfigError, ModelError, QuantConfig, SearchError, SearchResult
+from fxquant.backends.base import Frozen, Latencies
+from fxquant.backends.x86 import X86Backend, executors
+from fxquant.compiler import judge
+from fxquant.compiler.lockstep import sqnr
+
+from .search_toys import FRAGILE, LAYERS, batches, closeness, config, model
+
+BUDGET = 0.05
+
+
+@pytest.fixture(autouse=True)
+def given_speed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Ops take half the time in int8; a module the less, the more of its ops are: [int8, fp32] ms of a whole."""
+    speed = [1.0, 2.0]
+
+    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
+        names = [n.name for n in frozen.module.graph.nodes]
+        borders = dict.fromkeys(names, 0.01)
+        return Latencies(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0), borders, borders, {})
+
+    def medians(runs: Sequence[Callable[[], object]], rounds: int, seconds: float) -> list[float]:
+        modules = [run.__defaults__[0] for run in runs]  # type: ignore[attr-defined]
+        return [_milliseconds(module, *speed) for module in modules]
+
+    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(judge, "interleaved_medians", medians)
+    monkeypatch.setitem(executors.EXECUTORS, "auto", executors.eager)  # tracing takes longer than all else here
+    return speed
+
+
+def _milliseconds(module: nn.Module, int8: float, fp32: float) -> float:
+    if not isinstance(module, fxquant.QuantizedModule):
+        return fp32
+    counts = module.report.counts
+    share = counts.get("int8", 0) / sum(counts.values())
+    return share * int8 + (1 - share) * fp32
+
+
+def found(evaluate: Callable[[nn.Module], Any] = closeness, max_drop: float = BUDGET, **options: Any) -> SearchResult:
+    return fxquant.search(model(), batches(), evaluate, max_drop, **({"config": config()} | options))
+
+
+class Counting:
+    """:func:`closeness`, and how often it was called; it raises ``error`` in call number ``at``."""
+
+    def __init__(self, error: BaseException | None = None, at: int = 0) -> None:
+        self.calls, self.error, self.at = 0, error, at
+
+    def __call__(self, module: nn.Module) -> float:
+        self.calls += 1
+        if self.error is not None and self.calls == self.at:
+            raise self.error
+        return closeness(module)
+
+
+def test_the_planted_layers_and_no_others_stay_in_fp32() -> None:
+    result = found()
+    assert result.chosen.fp32 == {f"_{path}" for path in FRAGILE}
+    rows = {row.node: row for row in result.best.report.rows}
+    assert {path for path in LAYERS if rows[path].precision == "fp32"} == set(FRAGILE)
+    assert all("for accuracy" in rows[path].reason for path in FRAGILE)
+
+
+def test_what_is_returned_is_what_was_evaluated_and_within_the_budget() -> None:
+    result = found()
+    assert closeness(result.best) == result.chosen.value >= result.floor == -BUDGET
+    assert result.chosen in result.trials and result.chosen.within
+    assert result.chosen.ratio is not None and result.chosen.ratio < 1
+    assert result.summary in str(result) and result.summary in str(result.best)
+
+
+def test_a_budget_that_int8_meets_costs_one_evaluation_of_a_mix() -> None:
+    evaluate = Counting()
+    result = found(evaluate, config=QuantConfig())
+    assert not result.chosen.fp32 and evaluate.calls == 3 and len(result.trials) == 1
+
+
+def test_the_model_and_random_numbers_are_left_alone() -> None:
+    net = model().train()
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+
+    def evaluate(module: nn.Module) -> float:
+        assert not module.training
+        torch.rand(3)
+        return closeness(module)
+
+    fxquant.search(net, batches(), evaluate, BUDGET, config=config())
+    assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_an_evaluation_that_draws_is_given_the_same_numbers_each_time() -> None:
+    drawn: list[float] = []
+
+    def evaluate(module: nn.Module) -> float:
+        drawn.append(float(torch.rand(())))
+        return closeness(module) + drawn[-1]
+
+    first = found(evaluate, seed=1)
+    assert len(set(drawn)) == 1
+    assert found(evaluate, seed=2).chosen.fp32 == first.chosen.fp32 and len(set(drawn)) == 2
+
+
+def test_where_no_int8_is_within_the_budget_the_result_is_fp32_and_says_so() -> None:
+    everything = QuantConfig(weight_bits=2)
+    with pytest.warns(BudgetWarning, match=r"No int8 mix keeps evaluate at .* tried, the best with .*larger max_drop"):
+        result = found(config=everything, max_drop=1e-9)
+    assert result.best.report.counts == {"fp32": len(LAYERS)} and result.chosen.within
+    (x,) = batches(1)
+    assert torch.allclose(result.best(x), model()(x), atol=1e-5)
+    with pytest.raises(SearchError, match="No int8 mix keeps evaluate"):
+        found(config=everything, max_drop=1e-9, strict=True)
+
+
+def test_a_budget_that_fp32_misses_gives_the_least_bad() -> None:
+    with pytest.warns(BudgetWarning, match="No int8 mix"):
+        result = found(max_drop=-0.5)
+    assert not result.chosen.within and result.chosen.value == max(0.0, *(t.value for t in result.trials))
+
+
+def test_nothing_slower_than_the_float_model_is_returned(given_speed: list[float]) -> None:
+    given_speed[:] = [3.0, 2.0]
+    with pytest.warns(BudgetWarning, match="none was measured to be faster"):
+        result = found()
+    assert result.best.report.counts == {"fp32": len(LAYERS)} and result.chosen.ratio == 1.0
+    given_speed[:] = [3.0, 2.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert found(strict=True).chosen.within  # a budget that is met is no error
+
+
+def test_the_float_model_itself_is_returned_where_even_its_lowered_form_is_slower(
+    given_speed: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge.Judge, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0])
+    with pytest.warns(BudgetWarning):
+        result = found()
+    (x,) = batches(1)
+    assert torch.equal(result.best(x), model()(x)) and result.chosen.value == 0.0
+
+
+def test_without_time_the_result_is_fp32() -> None:
+    with pytest.warns(BudgetWarning, match="none was tried in time"):
+        result = found(seconds=1e-9)
+    assert result.chosen.within and not any(len(t.fp32) < len(LAYERS) for t in result.trials)
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [
+        (lambda m: 1 / 0, "evaluate fails on the fp32 model: ZeroDivisionError"),
+        (lambda m: math.nan, "evaluate gave nan for the fp32 model"),
+        (lambda m: -math.inf, "evaluate gave -inf for the fp32 model"),
+        (lambda m: "good", "evaluate gave 'good' for the fp32 model; it must return a number"),
+        (lambda m: torch.zeros(3), r"evaluate gave Tensor of shape \(3,\)"),
+        (lambda m: None, "evaluate gave None"),
+    ],
+)
+def test_an_evaluation_that_gives_no_number(evaluate: Callable[[nn.Module], Any], message: str) -> None:
+    with pytest.raises(SearchError, match=message):
+        found(evaluate)
+
+
+def test_an_evaluation_that_varies_is_found_on_the_float_model() -> None:
+    numbers = iter(range(100))
+    with pytest.raises(SearchError, match="gave 0.0 and then 1.0 for the same fp32 model"):
+        found(lambda module: next(numbers))
+
+
+def test_an_evaluation_that_fails_on_int8_names_the_mix() -> None:
+    def evaluate(module: nn.Module) -> float:
+        return float(module[0].weight.sum())  # type: ignore[index]
+
+    with pytest.raises(SearchError, match="evaluate fails on a mix with 0 ops in fp32: TypeError"):
+        found(evaluate)
+
+
+def test_nan_on_a_mix_is_not_within_any_budget() -> None:
+    def evaluate(module: nn.Module) -> float:
+        value = closeness(module)
+        return math.nan if value < -BUDGET else value
+
+    result = found(evaluate)
+    assert result.chosen.fp32 == {f"_{path}" for path in FRAGILE}
+    assert any(math.isnan(t.value) and not t.within for t in result.trials)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_drop": math.nan}, "max_drop is nan"),
+        ({"max_drop": "1%"}, "max_drop is '1%'"),
+        ({"max_drop": True}, "max_drop is True"),
+        ({"seconds": 0}, "seconds is 0"),
+        ({"calibration_batches": 0}, "calibration_batches is 0"),
+        ({"executor": "eager"}, "executor must be a concurrent.futures.Executor, got str"),
+        ({"resume": "/no/such/folder/file"}, "cannot be kept in /no/such/folder/file"),
+        ({"evaluate": 3}, "evaluate must be a function of a module, got int"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        found(**options)
+
+
+def test_a_model_without_anything_to_quantize() -> None:
+    with pytest.raises(ModelError, match="nothing to quantize"):
+        fxquant.search(nn.Softmax(1), [torch.rand(2, 3)], lambda m: 0.0, 0.1)
+
+
+def test_compile_searches_when_it_is_given_a_budget() -> None:
+    q = fxquant.compile(model(), calibration=batches(), config=config(), evaluate=closeness, max_drop=BUDGET)
+    assert closeness(q) >= -BUDGET and q.report.counts == {"int8": 4, "fp32": 2}
+    assert "search: evaluate" in str(q).splitlines()[0]
+    two_bits = QuantConfig(weight_bits=2)
+    with pytest.raises(SearchError):
+        fxquant.compile(
+            model(),
+            calibration=batches(),
+            config=two_bits,
+            evaluate=closeness,
+            max_drop=0.0,
+            strict=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluate": closeness}, "evaluate= needs max_drop="),
+        ({"max_drop": 0.1}, "max_drop= goes with evaluate="),
+        ({"strict": True}, "strict= goes with evaluate="),
+        ({"evaluate": closeness, "max_drop": 0.1, "calibration": None}, "evaluate= needs calibration="),
+        ({"evaluate": closeness, "max_drop": 0.1, "scheme": "dynamic"}, "goes with scheme 'static', not 'dynamic'"),
+        ({"evaluate": closeness, "max_drop": 0.1, "backend": "reference"}, "'reference' measures none: use 'x86'"),
+    ],
+)
+def test_compile_refuses_what_does_not_go_together(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fxquant.compile(model(), **({"calibration": batches()} | options))
+
+
+def test_a_search_that_was_stopped_goes_on_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    whole = Counting()
+    expected = found(whole)
+    stopped = Counting(KeyboardInterrupt(), at=5)
+    with pytest.raises(KeyboardInterrupt):
+        found(stopped, resume=file)
+    rest = Counting()
+    result = found(rest, resume=file)
+    assert result.chosen.fp32 == expected.chosen.fp32
+    assert rest.calls == 2 + whole.calls - 4  # twice the float model, and what was not evaluated before
+    again = Counting()
+    assert found(again, resume=file).chosen == result.chosen and again.calls == 2
+
+
+def test_one_file_serves_several_budgets(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    found(resume=file)
+    evaluate = Counting()
+    assert not found(evaluate, max_drop=1e6, resume=file).chosen.fp32 and evaluate.calls == 2
+
+
+def test_the_file_of_another_search_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "search.json"
+    found(resume=file)
+    kept = file.read_text()
+    other = model()
+    with torch.no_grad():
+        other.get_parameter("0.weight")[0, 0, 0, 0] += 1
+    with pytest.raises(ConfigError, match="is of another search"):
+        fxquant.search(other, batches(), closeness, BUDGET, config=config(), resume=file)
+    with pytest.raises(ConfigError, match="is of another search"):
+        found(config=QuantConfig(), resume=file)
+    with pytest.raises(ConfigError, match="evaluate gives 1.0 for the fp32 model, and gave 0.0"):
+        found(lambda m: closeness(m) + 1, resume=file)
+    assert json.loads(file.read_text()) == json.loads(kept)
+    for text in ("my notes", "{}", '{"format": "fxquant search 1"}'):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="is not a file of a search"):
+            found(resume=file)
+        assert file.read_text() == text
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found().plot(tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_threads_find_the_same() -> None:
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        assert found(executor=pool).chosen.fp32 == found().chosen.fp32
+
+
+def test_processes_find_the_same() -> None:
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        result = found(executor=pool)
+    assert result.chosen.fp32 == found().chosen.fp32 and closeness(result.best) == result.chosen.value
+
+
+def test_dask_finds_the_same() -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert found(executor=client.get_executor()).chosen.fp32 == found().chosen.fp32
+
+
+def test_what_cannot_be_sent_to_workers_is_refused() -> None:
+    lock = multiprocessing.Lock()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(ConfigError, match="cannot be sent"):
+        found(lambda module: closeness(module) if lock else 0.0, executor=pool)
+
+
+def _fails_on_int8(module: nn.Module) -> float:
+    if isinstance(module, fxquant.QuantizedModule):
+        raise ValueError("no float module")
+    return 0.0
+
+
+def test_an_error_in_a_worker_is_told() -> None:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, pytest.raises(SearchError, match="no float module"):
+        found(_fails_on_int8, executor=pool)
+
+
+def test_a_mix_is_what_a_compilation_with_overrides_gives() -> None:
+    """Without passes that look at other layers: those had all of them in int8 when they looked."""
+    plain: dict[str, Any] = dict.fromkeys(("smooth", "equalize", "absorb_bias", "correct_bias"), False)
+    plain["overrides"] = {path: QuantConfig(weight_bits=2, **dict.fromkeys(plain, False)) for path in FRAGILE}
+    result = found(config=QuantConfig(**plain))
+    overrides = plain["overrides"] | dict.fromkeys(FRAGILE)
+    compiled = fxquant.compile(model(), calibration=batches(), config=QuantConfig(**(plain | {"overrides": overrides})))
+    inputs: list[Tensor] = batches(2, seed=50)
+    assert sqnr([compiled(x) for x in inputs], [result.best(x) for x in inputs]) > 40
