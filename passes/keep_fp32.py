@@ -79,12 +79,14 @@ def _slower(
     units = {u.root.name: u for u in assignment.int8_units}
     movable = {u.root.name for u in free} | {n for n, u in units.items() if u.rule.output is Output.SHARED}
     fixed = {op: op not in ruined for op in units if op in ruined or op not in movable}
-    chosen = handicapped.cheapest(fixed=fixed)
     everything = frozenset(units)
+    chosen, least = handicapped.cheapest(fixed=fixed), everything
+    if ruined:
+        weighted = {op: True for op, unit in units.items() if unit.rule.weighted}
+        least = handicapped.cheapest(fixed=weighted | fixed)
     share, milliseconds = LEAST_GAIN
-    worth = max(share * costs.total(everything), milliseconds)
-    if not ruined and costs.total(everything) - costs.total(chosen) < worth:
-        return {}
+    if costs.total(least) - costs.total(chosen) < max(share * costs.total(everything), milliseconds):
+        chosen = least
     reasons: dict[str, str] = {}
     for group in _neighbours(costs, everything - chosen - ruined.keys()):
         lost = costs.total(chosen | group) - costs.total(chosen)

@@ -50,8 +50,8 @@ def test_cached_times_decide(cache: Path) -> None:
     compile_one()
     times = json.loads(cache.read_text())
     for key, row in times.items():
-        if "'entry " in key:
-            continue  # decides whether the first convolution is fp32, which is off here
+        if "'entry " in key or " or fp32" in key or "'border'" in key:
+            continue  # decide what runs in fp32, which is off here
         for slowest in row:
             cache.write_text(json.dumps({k: {n: 1.0 + (n != slowest) for n in r} for k, r in times.items()}))
             assert compile_one().report.rows[0].kernel == slowest

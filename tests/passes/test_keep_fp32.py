@@ -1,0 +1,136 @@
+"""Ops that stay in fp32 without being asked: where int8 ruins the output, or is slower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant import QuantConfig
+from fxquant.backends.base import Frozen, Latencies
+from fxquant.backends.x86 import X86Backend
+from fxquant.compiler.lockstep import sqnr
+from fxquant.passes import keep_fp32
+
+from ..compiler.toys import images
+
+PLAIN: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias"), False)
+
+
+def row_of(q: fxquant.QuantizedModule) -> dict[str, fxquant.Row]:
+    return {row.node: row for row in q.report.rows}
+
+
+def ruinous() -> nn.Sequential:
+    """The weights of layer 4 are far apart within each of its output channels: int8 rounds most of them to zero."""
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(128, 5)).eval()
+    with torch.no_grad():
+        model.get_parameter("2.bias")[0] = -100.0  # a channel that is always zero, but has the largest weights
+        model.get_parameter("4.weight")[:, 0] = 1000.0
+    return model
+
+
+@pytest.mark.parametrize("backend", ["x86", "reference"])
+def test_an_op_that_ruins_the_output_stays_in_fp32(backend: str) -> None:
+    model, batches = ruinous(), [images(8) for _ in range(3)]
+    q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN), backend=backend)
+    rows = row_of(q)
+    assert rows["4"].precision == "fp32" and "ruin the output: this op alone leaves" in rows["4"].reason
+    assert {rows[n].precision for n in ("0", "2", "6")} == {"int8"}
+    with torch.no_grad():
+        exact, ours = ([m(x) for x in batches] for m in (model, q))
+    assert sqnr(exact, ours) > keep_fp32.LEAST_SQNR + 10
+
+
+def test_it_does_not_where_the_pass_is_off_or_an_override_speaks_of_the_op() -> None:
+    model, batches = ruinous(), [images(8) for _ in range(3)]
+    for config in (
+        QuantConfig(**PLAIN, mixed_precision=False),
+        QuantConfig(**PLAIN, overrides={"4": QuantConfig(**PLAIN)}),
+    ):
+        assert row_of(fxquant.compile(model, calibration=batches, config=config))["4"].precision == "int8"
+
+
+def test_few_bits_are_a_choice_that_accuracy_does_not_overrule() -> None:
+    model, batches = ruinous(), [images(8) for _ in range(3)]
+    q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN, weight_bits=2))
+    assert q.report.counts["int8"] == 5
+
+
+class TwoBranches(nn.Module):
+    """A convolution, then another with ReLU and pool beside a third, and their sum: [N,3,8,8] -> [N,4,4,4]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.slow = nn.Conv2d(4, 4, 3, padding=1)
+        self.fast = nn.Conv2d(4, 4, 3, 2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        pooled = nn.functional.max_pool2d(torch.relu(self.slow(x)), 2)
+        return pooled + self.fast(x)
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
+    """Milliseconds in (int8, fp32) by the op's name; 1 and 2 where nothing is said, and 0.1 for each border."""
+    given: dict[str, tuple[float, float]] = {}
+
+    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
+        names = [n.name for n in frozen.module.graph.nodes]
+        int8, fp32 = ({n: given.get(n, (1.0, 2.0))[i] for n in names} for i in (0, 1))
+        return Latencies(int8, fp32, dict.fromkeys(names, 0.1), dict.fromkeys(names, 0.1), {})
+
+    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.02, 0.05))
+    return given
+
+
+def compiled(config: QuantConfig | None = None) -> Mapping[str, fxquant.Row]:
+    torch.manual_seed(0)
+    return row_of(fxquant.compile(TwoBranches().eval(), calibration=[images(4) for _ in range(2)], config=config))
+
+
+def test_an_op_that_is_slower_in_int8_stays_in_fp32_with_what_it_passes_through(
+    times: dict[str, tuple[float, float]],
+) -> None:
+    assert {row.precision for row in compiled().values()} == {"int8"}
+    times |= {"slow": (4.0, 1.0), "max_pool2d": (0.1, 0.1)}
+    rows = compiled()
+    assert rows["slow"].precision == "fp32" and "would take 2.8 ms longer in int8" in rows["slow"].reason
+    assert rows["max_pool2d"].precision == "fp32" and "passes through" in rows["max_pool2d"].reason
+    assert {rows[n].precision for n in ("stem", "fast")} == {"int8"}
+
+
+@pytest.mark.parametrize("slow", [(1.1, 1.0), (1.25, 1.0)])
+def test_int8_has_a_head_start_and_its_borders_count(
+    times: dict[str, tuple[float, float]], slow: tuple[float, float]
+) -> None:
+    times["slow"] = slow  # two borders more, and a factor of 1.1, are against fp32
+    assert compiled()["slow"].precision == "int8"
+
+
+def test_an_override_keeps_a_slow_op_in_int8(times: dict[str, tuple[float, float]]) -> None:
+    times["slow"] = (9.0, 1.0)
+    assert compiled(QuantConfig(overrides={"slow": QuantConfig()}))["slow"].precision == "int8"
+    assert compiled(QuantConfig(mixed_precision=False))["slow"].precision == "int8"
+
+
+def test_a_model_that_is_slower_in_int8_throughout_runs_in_fp32(times: dict[str, tuple[float, float]]) -> None:
+    times |= dict.fromkeys(("stem", "slow", "fast", "add", "max_pool2d"), (3.0, 1.0))
+    rows = compiled()
+    assert {row.precision for row in rows.values()} == {"fp32"} and all(row.reason for row in rows.values())
+
+
+def test_a_gain_that_is_next_to_nothing_changes_nothing(
+    times: dict[str, tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times["slow"] = (4.0, 1.0)
+    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.02, 5.0))
+    assert compiled()["slow"].precision == "int8"
