@@ -1,35 +1,69 @@
-"""What it costs to find out which ops are fragile: `python -m benchmarks.search`.
+"""What a search for mixed precision costs and finds: `python -m benchmarks.search`.
 
-The time of measuring every op of MobileNetV2 alone in int8, in forward passes of the fake-quantized model.
+- ``sensitivity``: the time of measuring every op of MobileNetV2 alone in int8, in forwards of the fake-quantized model.
+- ``planted``: a network in which three layers are fragile (they have two bits): which are found, and with how many
+  evaluations, beside reverting ops one by one.
+- ``best``: two small networks: the latency of the mix that is found, against the best of all, or of many random ones.
+- ``zoo``: the CNNs of the zoo on digits at several budgets: accuracy, latency, evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
+import tempfile
 import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 import fxquant
 from fxquant.backends.x86 import X86Backend
 from fxquant.compiler.batches import Batch
+from fxquant.compiler.demo import digits_network, load_digits, train
+from fxquant.compiler.latency import interleaved_medians
 from fxquant.compiler.pipeline import calibrated
+from fxquant.compiler.search_space import Mix, search_space
 from fxquant.compiler.sensitivity import frozen_pair, measured_pairs
 from fxquant.compiler.work import Options
-from tests.models import batches, settled
+from tests.models import ZOO, batches, settled
 
-from .tables import add_markdown, show
+from .search_tasks import (
+    calibration,
+    deep_network,
+    evaluation,
+    greedy,
+    on_digits,
+    pictures,
+    random_mixes,
+    small_network,
+)
+from .tables import Table, add_markdown, show
 
-COLUMNS = ("model", "ops", "batches", "fake-quantized forward ms", "each op alone ms", "in forwards", "whole table s")
+# One scale per weight tensor and no pass that evens them out: more is lost, so that there is something to find.
+PLAIN = fxquant.QuantConfig(
+    weight="per_tensor_symmetric", equalize=False, smooth=False, absorb_bias=False, correct_bias=False
+)
+
+# Layers that two bits make fragile: with any of them in int8 the network misses its budget.
+FRAGILE = ("4.body.6", "6.body.0", "8.body.0")
+TWO_BITS = fxquant.QuantConfig(
+    weight="per_tensor_symmetric", weight_bits=2, equalize=False, smooth=False, correct_bias=False
+)
 
 
-def cost(name: str, count: int, size: int) -> list[str]:
-    """A row: medians over the batches."""
-    model, calibration = settled(name), batches(name, count, size)
+def sensitivity(options: argparse.Namespace) -> Table:
+    """Medians over the batches."""
+    name, count, size = options.model, options.batches, options.batch
+    model, data = settled(name), batches(name, count, size)
     forwards, alone, units = [], [], 0
     given: list[Batch] = []
-    work = calibrated(model, calibration, Options(X86Backend(), fxquant.QuantConfig()), count, given)
+    work = calibrated(model, data, Options(X86Backend(), fxquant.QuantConfig()), count, given)
     for pair, ops in measured_pairs(*frozen_pair(work), given):
         begin = time.perf_counter()
         pair.int8.again()
@@ -38,23 +72,147 @@ def cost(name: str, count: int, size: int) -> list[str]:
         forwards.append((middle - begin) * 1e3)
         alone.append((time.perf_counter() - middle) * 1e3)
     begin = time.perf_counter()
-    print(fxquant.sensitivity(model, calibration, batches=count), flush=True)
+    print(fxquant.sensitivity(model, data, batches=count), flush=True)
     whole = time.perf_counter() - begin
     forward, every = statistics.median(forwards), statistics.median(alone)
-    times = f"{forward:.0f}", f"{every:.0f}", f"{every / forward:.1f}", f"{whole:.0f}"
-    return [name, str(units), f"{count} x {size}", *times]
+    times = f"{forward:.0f} ms", f"{every:.0f} ms", f"{every / forward:.1f}", f"{whole:.0f}"
+    columns = (
+        "model",
+        "ops",
+        "batches",
+        "fake-quantized forward",
+        "each op alone",
+        "in forwards",
+        "whole table s",
+    )
+    return [[name, str(units), f"{count} x {size}", *times]], columns
+
+
+def planted(options: argparse.Namespace) -> Table:
+    """Evaluations are those of mixes, the search's also twice the float model."""
+    digits, max_drop = load_digits(), 0.005
+    torch.manual_seed(0)
+    model = train(deep_network(), *digits.train)
+    config = fxquant.QuantConfig(overrides=dict.fromkeys(FRAGILE, TWO_BITS))
+    # Latency in batches of twenty: at one image these layers are too small to be any faster in int8.
+    data, evaluate = digits.calibration[0].split(20), evaluation(digits)
+    calls = 0
+
+    def counted(module: nn.Module) -> float:
+        nonlocal calls
+        calls += 1
+        return evaluate(module)
+
+    result = fxquant.search(model, data, counted, max_drop, config=config)
+    print(result, result.best, sep="\n", flush=True)
+    space = search_space(calibrated(model, data, Options(X86Backend(), config), 32), None)
+    floor, path = result.floor, {row.key: row.node for row in result.sensitivity.rows}
+
+    def named(mix: Mix) -> str:
+        return ", ".join(path[op] for op in space.weighted if op not in mix and op in space.front[0].int8)
+
+    def of_mix(mix: Mix) -> float:
+        return evaluate(space.compiled(mix))
+
+    ours = frozenset(space.costs.fp32) - result.chosen.fp32
+    body = [["search", named(ours), str(calls), f"{result.chosen.value:.4f}"]]
+    for title, alone in (("one by one, ranked as NNCF", False), ("one by one, ranked as AIMET", True)):
+        mix, count = greedy(space, of_mix, floor, alone)
+        body.append([title, named(mix), str(count), f"{of_mix(mix):.4f}"])
+    body.append(["planted", ", ".join(FRAGILE), "", f"at least {floor:.4f}"])
+    return body, ("method", "layers in fp32 for accuracy", "evaluations", "accuracy")
+
+
+def best(options: argparse.Namespace) -> Table:
+    """Those within the budget that were measured to be fastest meet the search's choice in one more run."""
+    body = []
+    digits = load_digits()
+    for title, build, count in (("6 layers", small_network, 64), ("16 layers", digits_network, options.mixes)):
+        torch.manual_seed(0)
+        model = train(build(), *digits.train)
+        data, evaluate = calibration(digits), evaluation(digits)
+        space = search_space(calibrated(model, data, Options(X86Backend(), PLAIN), 32), None)
+        fp32 = evaluate(model)
+        known = [(mix, space.compiled(mix)) for mix in dict.fromkeys(random_mixes(space, count))]
+        values = [evaluate(module) for _, module in known]
+        for max_drop in (0.0, 0.005, 0.01):
+            with _quiet():
+                result = fxquant.search(model, data, evaluate, max_drop, config=PLAIN)
+            within = [module for (_, module), value in zip(known, values, strict=True) if value >= result.floor - 1e-9]
+            first = _times(within, data[0], rounds=15)
+            fastest = [within[i] for i in sorted(range(len(within)), key=first.__getitem__)[:5]]
+            ours, *others = _times([result.best, *fastest], data[0], rounds=200)
+            row = [title, f"{max_drop:g}", f"{fp32:.4f}", f"{result.chosen.value:.4f}", str(len(result.trials))]
+            row += [f"{len(within)} of {len(known)}", f"{ours:.3f}", f"{min(others):.3f}", f"{ours / min(others):.3f}"]
+            body.append(row)
+            print(*body[-1], flush=True)
+    columns = ("network", "max_drop", "fp32", "found", "evaluated", "within the budget", "found ms", "best ms", "ratio")
+    return body, columns
+
+
+def zoo(options: argparse.Namespace) -> Table:
+    """Latency at one image of 64x64, beside the float model in one run."""
+    body = []
+    digits = pictures(load_digits())
+    data, evaluate = calibration(digits), evaluation(digits)
+    names = options.models.split(",") if options.models else [m.name for m in ZOO.values() if m.kind == "cnn"]
+    for name in names:
+        model = on_digits(name, digits)
+        int8 = evaluate(fxquant.compile(model, calibration=data, config=PLAIN))
+        with tempfile.TemporaryDirectory() as folder:
+            for max_drop in (0.0, 0.005, 0.02):
+                begin = time.perf_counter()
+                with _quiet():
+                    kept = Path(folder) / "trials"
+                    result = fxquant.search(model, data, evaluate, max_drop, config=PLAIN, resume=kept)
+                seconds = time.perf_counter() - begin
+                ours, theirs = _times([result.best, model], data[0], rounds=60)
+                rows = result.best.report.rows
+                ops = f"{sum(row.precision == 'fp32' for row in rows)} of {len(rows)}"
+                row = [name, f"{max_drop:g}", f"{result.fp32:.4f}", f"{int8:.4f}", f"{result.chosen.value:.4f}"]
+                row += ["yes" if evaluate(result.best) >= result.floor - 1e-9 else "NO", ops, str(len(result.trials))]
+                body.append([*row, f"{seconds:.0f}", f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"])
+                print(*body[-1], flush=True)
+    columns: tuple[str, ...] = ("model", "max_drop", "fp32", "int8", "found", "within", "ops in fp32", "evaluated", "s")
+    columns += ("found ms", "fp32 ms", "ratio")
+    return body, columns
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fxquant.BudgetWarning)
+        yield
+
+
+@torch.no_grad()
+def _times(modules: list[Any], x: torch.Tensor, rounds: int) -> list[float]:
+    return interleaved_medians([lambda m=m: m(x) for m in modules], rounds, seconds=60.0)  # type: ignore[misc]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Table]] = {
+    "sensitivity": sensitivity,
+    "planted": planted,
+    "best": best,
+    "zoo": zoo,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__.split("\n")[0])
-    parser.add_argument("--models", default="mobilenet_v2", help="comma-separated; default %(default)s")
-    for flag, default in (("--batches", 8), ("--batch", 8)):
-        parser.add_argument(flag, type=int, default=default, help="default %(default)s")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default all")
+    parser.add_argument("--model", default="mobilenet_v2", help="of sensitivity; default %(default)s")
+    parser.add_argument("--models", help="of zoo, comma-separated; default all CNNs")
+    for flag, default, what in (
+        ("--batches", 8, "of sensitivity"),
+        ("--batch", 8, "images in each of these"),
+        ("--mixes", 300, "random ones in best"),
+    ):
+        parser.add_argument(flag, type=int, default=default, help=f"{what}; default %(default)s")
     add_markdown(parser)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    body = [cost(name, options.batches, options.batch) for name in options.models.split(",")]
-    show([(body, COLUMNS)], options.markdown)
+    show([PARTS[part](options) for part in options.parts], options.markdown)
 
 
 if __name__ == "__main__":

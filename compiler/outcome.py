@@ -10,9 +10,13 @@ from .module import QuantizedModule
 from .search_result import FrontPoint, SearchResult, Trial
 from .search_space import Mix
 
+EQUAL = 1.02  # times the fastest: no difference that a measurement tells
+
 
 def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     """The fastest module within the budget, all measured in turns; where there is none, what comes nearest to it.
+
+    Of those about as fast as the fastest it is the one with most ops in int8, which is the smallest.
 
     Besides the mixes that were tried it is the model lowered in fp32, and at last the float model as it is, for which
     evaluate gave ``fp32``.
@@ -21,7 +25,13 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     lowered = judge.space.compiled(everything_fp32)
     candidates = [*judge.finalists, (everything_fp32, lowered)]
     *times, theirs = judge.measured([*(module for _, module in candidates), judge.reference], rounds=30)
-    for ms, (mix, module) in sorted(zip(times, candidates, strict=True), key=lambda pair: pair[0]):
+
+    def slowness(measured: tuple[float, tuple[Mix, QuantizedModule]]) -> tuple[bool, float]:
+        ms, (mix, _) = measured
+        equal = ms <= EQUAL * min(times)
+        return not equal, -len(mix) if equal else ms
+
+    for ms, (mix, module) in sorted(zip(times, candidates, strict=True), key=slowness):
         if ms > theirs:
             break
         if judge.workers is not None and mix:  # another machine may round otherwise

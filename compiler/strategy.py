@@ -14,7 +14,7 @@ from .search_space import Mix, Space
 
 Judge = Callable[[Sequence[Mix]], Sequence[bool]]
 
-LEAST_GAIN = 0.005  # of the predicted time: less is not worth an evaluation
+TOLERANCE = 0.005  # of the predicted time: what costs less is taken back to int8, too, which needs less memory
 PATIENCE = 8  # evaluations in a row that fail, behind which no more repairs are tried
 
 
@@ -86,16 +86,13 @@ class Strategy:
             size //= 2
 
     def _ranked(self, current: Mix, weight: float) -> list[str]:
-        """The weighted fp32 ops that would save time in int8, those of the least noise for it first."""
+        """The weighted fp32 ops that int8 would not slow down, those first that add least noise for what they save."""
         costs, noise = self.space.costs, dict[str, float]()
+        now = costs.total(current)
         for op in self.space.weighted:
-            gain = (
-                costs.total(current) - costs.total(self.space.with_back(current, [op], weight))
-                if op not in current
-                else 0.0
-            )
-            if gain > LEAST_GAIN * costs.total(current):
-                noise[op] = self.space.penalties[op] / gain
+            gain = now - costs.total(self.space.with_back(current, [op], weight))
+            if op not in current and gain > -TOLERANCE * now:
+                noise[op] = self.space.penalties[op] / max(gain, TOLERANCE * now)
         return sorted(noise, key=noise.__getitem__)
 
     def _promising(self, candidate: Mix, current: Mix) -> bool:
@@ -103,4 +100,4 @@ class Strategy:
         rounding = self.space.penalties.keys()
         if any(failed & rounding <= candidate for failed in self._failed) or not math.isfinite(costs.total(candidate)):
             return False
-        return costs.total(candidate) < (1 - LEAST_GAIN) * costs.total(current)
+        return candidate != current and costs.total(candidate) < (1 + TOLERANCE) * costs.total(current)

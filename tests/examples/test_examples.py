@@ -65,3 +65,10 @@ def test_char_lstm_loses_next_to_nothing(capsys: pytest.CaptureFixture[str]) -> 
     assert abs(bits["int8 dynamic"] - bits["fp32"]) < 0.02
     assert abs(bits["fp16"] - bits["fp32"]) < 0.001
     assert "bits per character" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::fxquant.BudgetWarning")
+def test_mixed_precision() -> None:
+    result = load("mixed_precision").main(epochs=5)
+    assert result.chosen.within and result.chosen.value >= result.fp32 - 0.5
+    assert result.summary in str(result.best)
