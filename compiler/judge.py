@@ -45,6 +45,7 @@ class Judge:
         self.space, self.reference, self.evaluation, self.kept = space, reference, evaluation, trials
         self.floor, self.deadline, self.workers, self.progress = floor, deadline, workers, progress
         self.trials: dict[Mix, Trial] = {}
+        self._evaluated: set[Mix] = set()  # in this process
         self.finalists: list[tuple[Mix, QuantizedModule]] = []  # fastest first, with int8 ops in each
 
     def __call__(self, mixes: Sequence[Mix]) -> list[bool]:
@@ -56,14 +57,15 @@ class Judge:
         """Evaluate one mix and measure it, if that was not done before; the ``last`` one has all the time it needs."""
         if mix in self.trials:
             return self.trials[mix]
-        name, module, value = self.name(mix), None, self.kept.values.get(self.name(mix))
+        fp32, module, value = self.fp32_of(mix), None, self.kept.values.get(self.fp32_of(mix))
         if value is None:
             if not last:
                 self._check_time()
             module = self.space.compiled(mix)
-            value = self.evaluation(module, f"a mix with {len(name)} ops in fp32")
-            self.kept.add(name, value)
-        trial = Trial(name, value, self.is_within(value))
+            value = self.evaluation(module, f"a mix with {len(fp32)} ops in fp32")
+            self.kept.add(fp32, value)
+            self._evaluated.add(mix)
+        trial = Trial(fp32, value, self.is_within(value))
         if trial.within:
             module = module or self.space.compiled(mix)
             ours, theirs = self.measured([module, self.reference], rounds=15)
@@ -75,12 +77,13 @@ class Judge:
             self.finalists = everyone[:FINALISTS]
         return trial
 
-    def again(self, mix: Mix, module: QuantizedModule) -> None:
-        """Evaluate ``module``, which is ``mix``, in this process."""
-        value = self.evaluation(module, "the fastest mix")
-        self.trials[mix] = replace(self.trials[mix], value=value, within=self.is_within(value))
+    def confirm(self, mix: Mix, module: QuantizedModule) -> None:
+        """Evaluate ``module``, which is ``mix``, if that was done elsewhere: another machine may round otherwise."""
+        if mix not in self._evaluated:
+            value = self.evaluation(module, "the fastest mix")
+            self.trials[mix] = replace(self.trials[mix], value=value, within=self.is_within(value))
 
-    def name(self, mix: Mix) -> frozenset[str]:
+    def fp32_of(self, mix: Mix) -> frozenset[str]:
         """The ops of the space that ``mix`` has in fp32."""
         return frozenset(self.space.costs.fp32) - mix
 
@@ -103,8 +106,8 @@ class Judge:
 
     def _evaluate_elsewhere(self, mixes: Sequence[Mix]) -> None:
         assert self.workers is not None
-        new = [mix for mix in mixes if self.name(mix) not in self.kept.values]
+        new = [mix for mix in mixes if self.fp32_of(mix) not in self.kept.values]
         if new:
             self._check_time()
         for mix, value in zip(new, self.workers.values([self.space.reasons(m) for m in new]), strict=True):
-            self.kept.add(self.name(mix), value)
+            self.kept.add(self.fp32_of(mix), value)

@@ -34,12 +34,12 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     for ms, (mix, module) in sorted(zip(times, candidates, strict=True), key=slowness):
         if ms > theirs:
             break
-        if judge.workers is not None and mix:  # another machine may round otherwise
-            judge.again(mix, module)
-        trial = judge.trials[mix] = replace(judge.judge(mix, last=True), milliseconds=ms, ratio=ms / theirs)
+        judge.judge(mix, last=True)
+        judge.confirm(mix, module)
+        trial = judge.trials[mix] = replace(judge.trials[mix], milliseconds=ms, ratio=ms / theirs)
         if trial.within:
             return trial, module
-    plain = Trial(judge.name(everything_fp32), fp32, judge.is_within(fp32), theirs, 1.0)
+    plain = Trial(judge.fp32_of(everything_fp32), fp32, judge.is_within(fp32), theirs, 1.0)
     better = {mix: trial.value for mix, trial in judge.trials.items() if trial.value > fp32}
     if not plain.within and better:
         nearest = max(better, key=better.__getitem__)
@@ -71,7 +71,7 @@ def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: fl
         f"{len(judge.kept.values)} mixes evaluated"
     )
     front = tuple(
-        FrontPoint(judge.name(p.int8), p.cost, p.penalty, judge.kept.values.get(judge.name(p.int8)))
+        FrontPoint(judge.fp32_of(p.int8), p.cost, p.penalty, judge.kept.values.get(judge.fp32_of(p.int8)))
         for p in judge.space.front
     )
     trials, sensitivity = tuple(judge.trials.values()), judge.space.sensitivity
