@@ -24,6 +24,9 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     everything_fp32: Mix = frozenset()
     lowered = judge.space.compiled(everything_fp32)
     candidates = [*judge.finalists, (everything_fp32, lowered)]
+    everything = frozenset(judge.space.costs.fp32)
+    if judge.finalists and everything not in judge.trials and all(t.within for t in judge.trials.values()):
+        candidates.append((everything, judge.space.compiled(everything)))  # measured as a whole it may be the fastest
     *times, theirs = judge.measured([*(module for _, module in candidates), judge.reference], rounds=30)
 
     def slowness(measured: tuple[float, tuple[Mix, QuantizedModule]]) -> tuple[bool, float]:
