@@ -46,7 +46,7 @@ class SearchError(FxquantError, RuntimeError):
 
 
 class BudgetWarning(UserWarning):
-    """No int8 mix that was tried is within the budget: what was returned instead is said."""
+    """A search found no int8 mix that is within the budget, or none that is faster than fp32; says what it returns."""
 
 
 class CallError(FxquantError, RuntimeError):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from .batches import Batch
+from .batches import copied
 from .evaluation import Evaluation
 from .latency import interleaved_medians
 from .module import QuantizedModule
@@ -53,15 +54,18 @@ class Judge:
             self._evaluate_elsewhere(mixes)
         return [self.judge(mix).within for mix in mixes]
 
-    def judge(self, mix: Mix, last: bool = False) -> Trial:
-        """Evaluate one mix and measure it, if that was not done before; the ``last`` one has all the time it needs."""
+    def judge(self, mix: Mix, module: QuantizedModule | None = None) -> Trial:
+        """Evaluate one mix and measure it, if that was not done before; ``module`` is it, if it is compiled already.
+
+        Raises:
+            OutOfTime: it is not evaluated, and there is no time left for that.
+        """
         if mix in self.trials:
             return self.trials[mix]
-        fp32, module, value = self.fp32_of(mix), None, self.kept.values.get(self.fp32_of(mix))
+        fp32, value = self.fp32_of(mix), self.kept.values.get(self.fp32_of(mix))
         if value is None:
-            if not last:
-                self._check_time()
-            module = self.space.compiled(mix)
+            self._check_time()
+            module = module or self.space.compiled(mix)
             value = self.evaluation(module, f"a mix with {len(fp32)} ops in fp32")
             self.kept.add(fp32, value)
             self._evaluated.add(mix)
@@ -81,6 +85,7 @@ class Judge:
         """Evaluate ``module``, which is ``mix``, if that was done elsewhere: another machine may round otherwise."""
         if mix not in self._evaluated:
             value = self.evaluation(module, "the fastest mix")
+            self.kept.add(self.fp32_of(mix), value)
             self.trials[mix] = replace(self.trials[mix], value=value, within=self.is_within(value))
 
     def fp32_of(self, mix: Mix) -> frozenset[str]:
@@ -90,15 +95,20 @@ class Judge:
     def is_within(self, value: float) -> bool:
         return value >= self.floor or math.isclose(value, self.floor, rel_tol=1e-9, abs_tol=1e-12)
 
+    @property
+    def int8_within(self) -> bool:
+        """Whether a mix with int8 ops is within the budget."""
+        return any(trial.within for mix, trial in self.trials.items() if mix)
+
     def measured(self, modules: Sequence[nn.Module], rounds: int) -> list[float]:
         """Median milliseconds of each on the first calibration batch, in turns."""
-        args, kwargs = self._example
-        with torch.no_grad():
-            return interleaved_medians([lambda m=m: m(*args, **kwargs) for m in modules], rounds, seconds=4.0)  # type: ignore[misc]
 
-    @property
-    def _example(self) -> Batch:
-        return self.space.work.sample[0]
+        def run(module: nn.Module) -> Callable[[], object]:
+            args, kwargs = copied(self.space.work.sample[0])  # a float model may change what it is given
+            return partial(module, *args, **kwargs)
+
+        with torch.no_grad():
+            return interleaved_medians([run(module) for module in modules], rounds, seconds=4.0)
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:

@@ -118,10 +118,10 @@ def squares(exact: Any, other: Any) -> tuple[Tensor, Tensor]:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """Signal-to-quantization-noise ratio [dB] of two sums of squares."""
+    """Signal-to-quantization-noise ratio [dB] of two sums of squares; of noise that is NaN or inf, -inf."""
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
 
 
 def sqnr(exact: Sequence[Any], other: Sequence[Any]) -> float:

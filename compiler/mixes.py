@@ -49,7 +49,7 @@ def mix(work: Work, fp32: Mapping[str, str]) -> Work:
 
 
 def _without_observers(work: Work) -> Work:
-    """A copy in which nothing is placed; layers that are to be replaced are its own."""
+    """A copy in which nothing is placed; modules that hold layers which are to be replaced are its own."""
     graph, of = fx.Graph(), dict[fx.Node, fx.Node]()
     modules = dict(work.gm.named_modules())
     for node in work.gm.graph.nodes:
@@ -59,8 +59,9 @@ def _without_observers(work: Work) -> Work:
         else:
             of[node] = graph.node_copy(node, of.__getitem__)
     gm = fx.GraphModule(work.gm, graph)
+    copies: dict[int, object] = {}  # of modules and parameters: what is shared stays so
     for node in graph.nodes:
         path = str(node.target)
-        if node.op == "call_module" and any(f"{w}.".startswith(f"{path}.") for w in work.layers.wishes):
-            gm.set_submodule(path, copy.deepcopy(modules[path]))
+        if node.op == "call_module" and any(wish.startswith(f"{path}.") for wish in work.layers.wishes):
+            gm.set_submodule(path, copy.deepcopy(modules[path], copies))
     return work.on_copy(gm, of)

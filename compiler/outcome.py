@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 
-from .judge import Judge
+from .judge import Judge, OutOfTime
 from .module import QuantizedModule
 from .search_result import FrontPoint, SearchResult, Trial
 from .search_space import Mix
@@ -33,8 +34,11 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
 
     for ms, (mix, module) in sorted(zip(times, candidates, strict=True), key=slowness):
         if ms > theirs:
-            break
-        judge.judge(mix, last=True)
+            continue
+        with contextlib.suppress(OutOfTime):
+            judge.judge(mix, module)
+        if mix not in judge.trials:
+            continue
         judge.confirm(mix, module)
         trial = judge.trials[mix] = replace(judge.trials[mix], milliseconds=ms, ratio=ms / theirs)
         if trial.within:
@@ -50,8 +54,9 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
 def shortfall(judge: Judge, chosen: Trial, fp32: float) -> str | None:
     """What was not reached: a mix with int8 ops within the budget, or one that is faster than fp32."""
     if chosen.within and len(chosen.fp32) < len(judge.space.costs.fp32):
-        return None
-    if judge.finalists:
+        slower = chosen.ratio is None or chosen.ratio > 1
+        return "All mixes within the budget were measured to be slower than the float model." if slower else None
+    if judge.int8_within:
         return "Int8 mixes are within the budget, but none was measured to be faster than fp32 here: it runs in fp32."
     values = [trial.value for mix, trial in judge.trials.items() if mix and not math.isnan(trial.value)]
     tried = f"{len(values)} were tried, the best with {max(values):.6g}" if values else "none was tried in time"
@@ -68,10 +73,10 @@ def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: fl
     summary = (
         f"search: evaluate {chosen.value:.6g}, fp32 {fp32:.6g}, {'within' if chosen.within else 'below'} the budget of "
         f"{judge.floor:.6g}{speed}; {ops - len(chosen.fp32)} of {ops} ops in int8; "
-        f"{len(judge.kept.values)} mixes evaluated"
+        f"{len(judge.trials)} mixes tried"
     )
     front = tuple(
-        FrontPoint(judge.fp32_of(p.int8), p.cost, p.penalty, judge.kept.values.get(judge.fp32_of(p.int8)))
+        FrontPoint(judge.fp32_of(p.int8), p.cost, p.penalty, judge.trials.get(frozenset(p.int8)))
         for p in judge.space.front
     )
     trials, sensitivity = tuple(judge.trials.values()), judge.space.sensitivity

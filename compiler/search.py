@@ -59,12 +59,12 @@ def search(
 
     Args:
         model, calibration, config, target, leaf_modules, calibration_batches: as of :func:`fxquant.compile` with
-            ``scheme="static"``.
+            ``scheme="static"``. Ops that an override quantizes may be left in fp32 all the same.
         evaluate: takes a module that is called like the model, and returns a number, of which more is better
             (a loss: return its negative). It is first called twice on the float model.
         max_drop: how much less than for the float model that number may be, in its own units.
         strict: raise where no int8 mix is within the budget, instead of warning.
-        seconds: time budget; behind it no evaluation begins, and the best so far is returned.
+        seconds: time budget; behind it no mix is tried, and the best so far is returned.
         seed: of Python's, NumPy's and torch's random numbers in each call of ``evaluate``.
         executor: evaluates up to 3 mixes at once in other processes: any :class:`concurrent.futures.Executor` whose
             workers can import the model, also ``dask.distributed.Client(...).get_executor()``. Latency is measured in
@@ -103,12 +103,14 @@ def find_mix(
 ) -> SearchResult:
     """:func:`search` with the options of a compilation."""
     deadline = time.monotonic() + _checked(max_drop, seconds)
+    if not isinstance(options.backend, X86Backend):
+        raise ConfigError(f"A search needs latencies, and backend {options.backend.name!r} measures none: use 'x86'.")
     check_positive("calibration_batches", calibration_batches)
     evaluation = Evaluation(evaluate, seed)
     reference = copied(model).eval()
     with torch.autocast("cpu", enabled=False):
         work = calibrated(model, calibration, options, calibration_batches)
-        trials = Trials(resume, work)
+        trials = Trials(resume, work, seed)
         fp32 = evaluation.twice(reference)
         trials.begin(fp32)
         space = search_space(work, trials.sensitivity)
@@ -121,7 +123,7 @@ def find_mix(
                 Strategy(space, judge, 1 if workers is None else PARALLEL).run()
             chosen, module = choose(judge, fp32)
     missed = shortfall(judge, chosen, fp32)
-    if missed and strict and not judge.finalists:
+    if missed and strict and not judge.int8_within:
         raise SearchError(missed)
     if missed:
         warnings.warn(BudgetWarning(missed), stacklevel=3)

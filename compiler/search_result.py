@@ -42,13 +42,13 @@ class FrontPoint:
         fp32: as of :class:`Trial`.
         milliseconds: predicted, without the ops that are fp32 in every mix.
         noise: predicted, as a share of the output's power.
-        value: what evaluate gave; None where it was not tried.
+        trial: None where it was not tried.
     """
 
     fp32: frozenset[str]
     milliseconds: float
     noise: float
-    value: float | None
+    trial: Trial | None
 
     @property
     def decibels(self) -> float:
@@ -82,7 +82,12 @@ class SearchResult:
 
     def __str__(self) -> str:
         front = [
-            (len(p.fp32), f"{p.milliseconds:.3f}", f"{p.decibels:.1f}", "" if p.value is None else f"{p.value:.6g}")
+            (
+                len(p.fp32),
+                f"{p.milliseconds:.3f}",
+                f"{p.decibels:.1f}",
+                "" if p.trial is None else f"{p.trial.value:.6g}",
+            )
             for p in self.front
         ]
         trials = [
@@ -131,7 +136,7 @@ class SearchResult:
         points = [p for p in self.front if p.noise > 0]
         axes.plot([p.milliseconds for p in points], [p.decibels for p in points], "o-", mfc="white", label="predicted")
         for within, color in ((True, "tab:green"), (False, "tab:red")):
-            tried = [p for p in points if p.value is not None and (p.value >= self.floor) == within]
+            tried = [p for p in points if p.trial is not None and p.trial.within == within]
             label = f"evaluated, {'within' if within else 'below'} the budget"
             axes.plot([p.milliseconds for p in tried], [p.decibels for p in tried], "o", color=color, label=label)
         axes.set(xlabel="predicted time of the ops that can be int8 [ms]", ylabel="predicted SQNR of the output [dB]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from ..backends.base import Frozen, Output
 from ..passes.assign_precision import MIXED, PASSES
 from ..passes.measured_costs import measured_costs
 from ..passes.precision_cut import Point, PrecisionCosts
-from .errors import ConfigError
 from .mixes import mix
 from .module import QuantizedModule, lowered_module
 from .pipeline import quantize
@@ -58,6 +56,8 @@ class Space:
         """Why each op outside of ``chosen`` is in fp32."""
         assert self.work.assignment is not None
         alone = {row.key: row.only for row in self.sensitivity.rows}
+        left = self.costs.fp32.keys() - chosen
+        fragile = max((self.penalties.get(op, 0.0) for op in left), default=0.0) / 10
         reasons: dict[str, str] = {}
         for unit in self.work.assignment.int8_units:
             name = unit.root.name
@@ -67,7 +67,7 @@ class Space:
                 reasons[name] = PASSES
             elif name not in self.front[0].int8:
                 reasons[name] = SLOWER
-            elif unit.rule.weighted:
+            elif self.penalties.get(name, 0.0) > fragile:
                 reasons[name] = f"search: for accuracy; this op alone in int8 leaves {alone[name]:.1f} dB"
             else:
                 reasons[name] = f"search: {MIXED}"
@@ -86,20 +86,13 @@ def compile_mix(work: Work, fp32: Mapping[str, str]) -> QuantizedModule:
 
 
 def search_space(work: Work, known: Sensitivity | None) -> Space:
-    """What there is to choose from in a calibrated model. ``known``: its sensitivity by ``"sqnr"``, if measured before.
-
-    Raises:
-        ConfigError: its backend measures no latencies.
-    """
+    """What a search of a calibrated model chooses from. ``known``: its sensitivity by ``"sqnr"``, if known already."""
     frozen, exact = frozen_pair(work)
     assert frozen.assignment is not None
     latencies = work.options.backend.latencies(
         Frozen(frozen.gm, *frozen.sample[0], frozenset(frozen.assignment.reasons))
     )
-    if latencies is None:
-        raise ConfigError(
-            f"A search needs latencies, and backend {work.options.backend.name!r} measures none: use 'x86'."
-        )
+    assert latencies is not None
     sensitivity = known or measure_sensitivity(frozen, exact, frozen.sample, "sqnr")
     costs = measured_costs(frozen.assignment, latencies)
     penalties = _penalties(sensitivity)
@@ -113,5 +106,5 @@ def _penalties(sensitivity: Sensitivity) -> dict[str, float]:
 
 
 def _noise(decibels: float) -> float:
-    """The power of noise as a share of the signal's; that of an output of NaN is all that counts."""
-    return 10 ** (-max(LOWEST, LOWEST if math.isnan(decibels) else decibels) / 10)
+    """The power of noise as a share of the signal's."""
+    return 10 ** (-max(LOWEST, decibels) / 10)

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.x86.tune import machine
 from .errors import ConfigError
 from .evaluation import same
+from .observers import observer_of
 from .sensitivity import Sensitivity, UnitSensitivity
 from .values import tensors_of
 from .work import Work
@@ -27,20 +29,20 @@ class Trials:
 
     Args:
         path: where it is read from, if the file is there, and written after each evaluation; None keeps no file.
-        work: the calibrated model; a file that belongs to another is refused.
+        work, seed: the calibrated model and the seed of evaluations; a file that belongs to others is refused.
 
     Raises:
         ConfigError: the file is not one of this search, or cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, work: Work) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, work: Work, seed: int) -> None:
         self.path = None if path is None else Path(path)
         self.values: dict[frozenset[str], float] = {}
         self.fp32: float | None = None
         self.sensitivity: Sensitivity | None = None
         if self.path is None:
             return
-        self._search = _fingerprint(work)
+        self._search = _fingerprint(work, seed)
         if self.path.exists():
             self._read(self.path)
         self.save()
@@ -94,7 +96,7 @@ class Trials:
             raise ConfigError(f"{path} is not a file of a search ({error!r}). Name another in resume=.") from error
         if not belongs:
             raise ConfigError(
-                f"{path} is of another search: the model, the configuration, the calibration data or the CPU differ. "
+                f"{path} is of another search: the model, the configuration, the data, the seed or the CPU differ. "
                 "Delete it, or name another file in resume=."
             )
 
@@ -105,12 +107,13 @@ def _sensitivity(data: dict[str, Any] | None) -> Sensitivity | None:
     return Sensitivity(tuple(UnitSensitivity(**row) for row in data["rows"]), data["metric"], data["int8"])
 
 
-def _fingerprint(work: Work) -> str:
-    """Equal for equal calibrated models."""
+def _fingerprint(work: Work, seed: int) -> str:
+    """Equal for equal calibrated models on one kind of CPU."""
     digest = hashlib.sha256()
-    options = work.options
-    for text in (torch.__version__, str(work.gm.graph), repr(options.config), repr(options.backend.target)):
-        digest.update(text.encode())
+    observers = [o for m in work.gm.modules() if (o := observer_of(m)) is not None]
+    seen = [(o.label, o.count, o.low, o.high) for o in observers]
+    for part in (machine(), seed, work.gm.graph, work.options.config, work.options.backend.target, seen):
+        digest.update(f"{part}\n".encode())
     for tensor in _tensors(work):
         digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

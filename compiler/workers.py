@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -65,15 +65,16 @@ class Workers:
         self._packed = _pickled(_Parcel(model, options, work.sample, observers, evaluation))
         self._key = hashlib.sha256(self._packed).hexdigest()
 
-    def values(self, mixes: Sequence[Mapping[str, str]]) -> list[float]:
-        """What evaluate gives for each mix, told by its ops in fp32 with their reasons.
+    def values(self, mixes: Sequence[Mapping[str, str]]) -> Iterator[float]:
+        """What evaluate gives for each mix, told by its ops in fp32 with their reasons, as soon as it is known.
 
         Raises:
             SearchError: evaluate fails, or a worker is lost.
         """
         futures = [self._executor.submit(_evaluate, self._key, self._packed, dict(mix)) for mix in mixes]
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                yield future.result()
         except SearchError:
             raise
         except Exception as error:
@@ -99,14 +100,13 @@ def _pickled(parcel: _Parcel) -> bytes:
 
 
 def _evaluate(key: str, packed: bytes, fp32: Mapping[str, str]) -> float:
-    """Runs in a worker."""
+    """Runs in a worker; threads of one process take turns, as they share its random numbers."""
     with _making, torch.autocast("cpu", enabled=False):
         if key not in _made:
             _made.clear()  # the models of searches that are over
             _made[key] = _unpacked(packed)
         work, evaluation = _made[key]
-        module = compile_mix(work, fp32)
-    return evaluation(module, f"a mix with {len(fp32)} ops in fp32")
+        return evaluation(compile_mix(work, fp32), f"a mix with {len(fp32)} ops in fp32")
 
 
 def _unpacked(packed: bytes) -> tuple[Work, Evaluation]:
@@ -114,6 +114,9 @@ def _unpacked(packed: bytes) -> tuple[Work, Evaluation]:
     options = parcel.options
     work = start(parcel.model, Options(X86Backend(options["target"]), options["config"], options["leaf_modules"]))
     prepare(work, parcel.sample)
-    for observer in (o for m in work.gm.modules() if (o := observer_of(m)) is not None):
+    observers = [o for m in work.gm.modules() if (o := observer_of(m)) is not None]
+    if {o.label for o in observers} != parcel.observers.keys():
+        raise SearchError("This worker would quantize other ops: its torch has other kernels than that of the search.")
+    for observer in observers:
         observer.__dict__.update(parcel.observers[observer.label].__dict__)
     return work, parcel.evaluation

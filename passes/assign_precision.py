@@ -131,19 +131,15 @@ def _fewest_borders(
     integers through is int8 only with its inputs. Among equals the choice with most int8 is taken.
     """
     fp32: dict[Any, float] = {}
-    needs: list[tuple[Any, Any]] = []
     passed = list(_passed(matched, reasons, values))
     for unit in matched.units:
         if unit.root in reasons or unit.rule.output is Output.WEIGHT_ONLY:
             continue
         fixed = unit.rule.weighted or config.key_of(unit.root) is not None
         fp32[unit.root] = math.inf if fixed and unit.rule.output is not Output.SHARED else _PREFER_INT8
-    makers = {p.value: p.maker for p in passed}
-    for unit in matched.units:
-        if unit.root in fp32 and unit.rule.output is Output.SHARED:
-            needs += [(unit.root, makers.get(source, OUTSIDE)) for source in unit.inputs]
+    units = {u.root: u for u in matched.units if u.root in fp32}
     crossings = [Crossing(p.maker, p.readers, _BORDER, 0 if p.free else _BORDER) for p in passed]
-    return PrecisionCosts(dict.fromkeys(fp32, 0.0), fp32, crossings, needs).cheapest()
+    return PrecisionCosts(dict.fromkeys(fp32, 0.0), fp32, crossings, list(tied(units, passed))).cheapest()
 
 
 @dataclass(frozen=True)
@@ -157,6 +153,20 @@ class Passed:
     maker: fx.Node | None
     readers: frozenset[fx.Node | None]
     free: bool
+
+
+def tied(units: Mapping[fx.Node, Unit], passed: Sequence[Passed]) -> Iterator[tuple[Any, Any]]:
+    """Pairs of ops, by their roots, of which the first is int8 only if the second is, too.
+
+    What passes integers through has none without its inputs; and the parts of a tensor are picked from integers or from
+    fp32, all alike. ``units`` are those that may be int8.
+    """
+    for value in passed:
+        maker = value.maker if value.maker in units else OUTSIDE
+        readers = [r if r in units else OUTSIDE for r in value.readers]
+        yield from ((r, maker) for r in readers if r is not OUTSIDE and units[r].rule.output is Output.SHARED)
+        if maker is not OUTSIDE and units[maker].rule.multiple:
+            yield from ((maker, r) for r in readers)
 
 
 def _passed(matched: Matched, reasons: Mapping[fx.Node, str], values: Mapping[fx.Node, ValueInfo]) -> Iterator[Passed]:

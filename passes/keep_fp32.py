@@ -8,6 +8,7 @@ output below :data:`LEAST_SQNR` is left out. Speed: the ops are split between in
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import networkx as nx
 from torch import fx
@@ -73,10 +74,11 @@ def _slower(
     costs: PrecisionCosts, assignment: Assignment, free: Sequence[Unit], ruined: dict[str, str]
 ) -> dict[str, str]:
     """Those that a minimum cut has in fp32, besides ``ruined``."""
-    handicapped = PrecisionCosts(
-        costs.int8, {op: HEAD_START * ms for op, ms in costs.fp32.items()}, costs.crossings, costs.needs
-    )
     units = {u.root.name: u for u in assignment.int8_units}
+    # What is ruined is not fused, either: the op before it stays free.
+    needs = [(a, b) for a, b in costs.needs if b not in ruined or units[a].rule.output is Output.SHARED]
+    costs = replace(costs, needs=needs)
+    handicapped = replace(costs, fp32={op: HEAD_START * ms for op, ms in costs.fp32.items()})
     movable = {u.root.name for u in free} | {n for n, u in units.items() if u.rule.output is Output.SHARED}
     fixed = {op: op not in ruined for op in units if op in ruined or op not in movable}
     everything = frozenset(units)

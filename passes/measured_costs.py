@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..backends.base import Latencies, Output
-from .assign_precision import Assignment
+from ..backends.base import Latencies
+from .assign_precision import Assignment, tied
 from .precision_cut import OUTSIDE, Crossing, PrecisionCosts
 
 
@@ -19,15 +19,13 @@ def measured_costs(assignment: Assignment, latencies: Latencies) -> PrecisionCos
     def name(root: fx.Node | None) -> str | None:
         return root.name if root is not None and root in units else OUTSIDE
 
-    crossings, needs = [], []
+    crossings = []
     for passed in assignment.passed:
         maker, readers = name(passed.maker), frozenset(map(name, passed.readers))
         value = passed.value.name
         back = 0.0 if passed.free else latencies.dequantize.get(value, 0.0)
         crossings.append(Crossing(maker, readers, latencies.quantize.get(value, 0.0), back))
-        for reader in passed.readers:
-            if reader in units and units[reader].rule.output is Output.SHARED:
-                needs.append((name(reader), maker))
+    needs = [(name(a), name(b)) for a, b in tied(units, assignment.passed)]
     # What is fused in int8 must not come apart: that would add a rounding.
     needs += [(first, second) for second, first in latencies.fused.items()]
     names = [u.root.name for u in units.values()]

@@ -48,7 +48,7 @@ class Tuner:
 
         Infinite for a kernel whose result is wrong.
         """
-        key = f"{_machine()}|{torch.get_num_threads()}|{call.signature()}"
+        key = f"{machine()}|{torch.get_num_threads()}|{call.signature()}"
         known = self._times.setdefault(key, {})
         missing = [c for c in candidates if c.kernel not in known]
         if missing:
@@ -86,7 +86,8 @@ def _read(path: Path | None) -> dict[str, dict[str, float]]:
 
 
 @lru_cache
-def _machine() -> str:
+def machine() -> str:
+    """The CPU and the version of torch, by which measurements are kept."""
     names = [""]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

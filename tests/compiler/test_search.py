@@ -39,8 +39,7 @@ def given_speed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return Latencies(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0), borders, borders, {})
 
     def medians(runs: Sequence[Callable[[], object]], rounds: int, seconds: float) -> list[float]:
-        modules: list[nn.Module] = [run.__defaults__[0] for run in runs]  # type: ignore[index]
-        return [_milliseconds(module, *speed) for module in modules]
+        return [_milliseconds(run.func, *speed) for run in runs]  # type: ignore[attr-defined]
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
     monkeypatch.setattr(judge, "interleaved_medians", medians)
@@ -157,6 +156,58 @@ def test_the_float_model_itself_is_returned_where_even_its_lowered_form_is_slowe
         result = found()
     (x,) = batches(1)
     assert torch.equal(result.best(x), model()(x)) and result.chosen.value == 0.0
+
+
+def test_of_mixes_about_as_fast_one_that_is_slower_than_fp32_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Within a percent the one with most int8 comes first, though it be slower than the float model."""
+
+    def measured(self: judge.Judge, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+        int8 = [m.report.counts.get("int8", 0) if isinstance(m, fxquant.QuantizedModule) else None for m in modules]
+        most = max(n for n in int8 if n is not None)
+        return [1.0 if n is None else 1.001 if n == most else 0.999 if n else 2.0 for n in int8]
+
+    monkeypatch.setattr(judge.Judge, "measured", measured)
+    result = found()
+    assert result.chosen.ratio == pytest.approx(0.999) and "int8" in result.best.report.counts
+
+
+def test_what_is_returned_is_the_very_module_that_was_evaluated() -> None:
+    evaluated: list[nn.Module] = []
+
+    def evaluate(module: nn.Module) -> float:
+        evaluated.append(module)
+        return closeness(module)
+
+    everything = QuantConfig(weight_bits=2)
+    cases: tuple[dict[str, Any], ...] = ({}, {"config": QuantConfig()}, {"config": everything, "max_drop": 1e-3})
+    for options in cases:
+        evaluated.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BudgetWarning)
+            result = found(evaluate, **options)
+        runs = [m._compiled.run for m in evaluated if isinstance(m, fxquant.QuantizedModule) and m._compiled]
+        assert result.best._compiled is not None and result.best._compiled.run in runs
+
+
+def test_a_model_that_changes_its_input_is_measured_on_copies() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x.sub_(0.5).div_(0.5)
+            y: Tensor = self.net(x)
+            return y
+
+    def evaluate(module: nn.Module) -> float:
+        return closeness(lambda x: module(x.clone() * 0.5 + 0.5))  # type: ignore[arg-type]
+
+    given = batches()
+    result = fxquant.search(InPlace(), [x.clone() for x in given], evaluate, 0.05)
+    assert result.chosen.within and result.best.report.counts.get("int8", 0) == len(LAYERS)
 
 
 def test_without_time_the_result_is_fp32() -> None:

@@ -13,7 +13,7 @@ import fxquant
 from fxquant import QuantConfig
 from fxquant.backends.base import Frozen, Latencies
 from fxquant.backends.x86 import X86Backend
-from fxquant.compiler.lockstep import sqnr
+from fxquant.compiler.lockstep import decibels, sqnr
 from fxquant.passes import keep_fp32
 
 from ..compiler.toys import images
@@ -134,3 +134,72 @@ def test_a_gain_that_is_next_to_nothing_changes_nothing(
     times["slow"] = (4.0, 1.0)
     monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.02, 5.0))
     assert compiled()["slow"].precision == "int8"
+
+
+class Skips(nn.Module):
+    """A sum whose other summand dwarfs it: [N,3,8,8] -> [N,4,8,8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.last(self.conv(y) + y)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"conv": QuantConfig()}])
+def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sum would be fused into the convolution, which must not keep it from being left out."""
+
+    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
+        names = [n.name for n in frozen.module.graph.nodes]
+        times = dict.fromkeys(names, 1.0)
+        return Latencies(times, times, times, times, {"add": "conv"})
+
+    def ruinous_sum(gm: Any, exact: Any, assignment: Any, free: Any, sample: Any) -> Any:
+        return [(u, 3.0) for u in free if u.root.name == "add"]
+
+    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(keep_fp32, "_ruinous", ruinous_sum)
+    q = fxquant.compile(
+        Skips().eval(), calibration=[images(4) for _ in range(2)], config=QuantConfig(overrides=overrides)
+    )
+    rows = row_of(q)
+    assert "ruin" in rows[":add" if ":add" in rows else "add"].reason
+    assert {rows[n].precision for n in ("stem", "conv", "last")} == {"int8"}
+
+
+def test_noise_without_end_is_told_from_none() -> None:
+    assert decibels(1.0, float("inf")) == decibels(1.0, float("nan")) == -float("inf") and decibels(1.0, 0.0) > 0
+
+
+class Halves(nn.Module):
+    """A tensor in two halves, one of which passes a convolution: [N,3,8,8] -> [N,8,8,8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.stem(x).chunk(2, 1)
+        y: Tensor = self.last(torch.cat([a, self.conv(b)], 1))
+        return y
+
+
+@pytest.mark.parametrize("slow", [("conv",), ("conv", "cat"), ("last",), ("stem",), ("conv", "last"), ("cat",)])
+def test_the_parts_of_a_tensor_are_of_one_precision(
+    slow: tuple[str, ...], times: dict[str, tuple[float, float]]
+) -> None:
+    times |= dict.fromkeys(slow, (9.0, 1.0)) | {"getitem": (1.0, 0.5), "getitem_1": (1.0, 0.9)}
+    torch.manual_seed(0)
+    model, batches = Halves().eval(), [images(8) for _ in range(2)]
+    q = fxquant.compile(model, calibration=batches)
+    kinds = {row.precision for row in q.report.rows if row.op in ("chunk", "getitem")}
+    assert len(kinds) == 1
+    with torch.no_grad():
+        assert sqnr([model(batches[0])], [q(batches[0])]) > 20
