@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -65,13 +65,13 @@ class Judge:
         fp32, value = self.fp32_of(mix), self.kept.values.get(self.fp32_of(mix))
         if value is None:
             self._check_time()
-            module = module or self.space.compiled(mix)
+            module = module or self._compiled(mix)
             value = self.evaluation(module, f"a mix with {len(fp32)} ops in fp32")
             self.kept.add(fp32, value)
             self._evaluated.add(mix)
         trial = Trial(fp32, value, self.is_within(value))
         if trial.within:
-            module = module or self.space.compiled(mix)
+            module = module or self._compiled(mix)
             ours, theirs = self.measured([module, self.reference], rounds=15)
             trial = replace(trial, milliseconds=ours, ratio=ours / theirs)
         self.trials[mix] = trial
@@ -87,6 +87,11 @@ class Judge:
             value = self.evaluation(module, "the fastest mix")
             self.kept.add(self.fp32_of(mix), value)
             self.trials[mix] = replace(self.trials[mix], value=value, within=self.is_within(value))
+
+    @cached_property
+    def lowered(self) -> QuantizedModule:
+        """The model lowered with no op in int8."""
+        return self.space.compiled(frozenset())
 
     def fp32_of(self, mix: Mix) -> frozenset[str]:
         """The ops of the space that ``mix`` has in fp32."""
@@ -109,6 +114,9 @@ class Judge:
 
         with torch.no_grad():
             return interleaved_medians([run(module) for module in modules], rounds, seconds=4.0)
+
+    def _compiled(self, mix: Mix) -> QuantizedModule:
+        return self.space.compiled(mix) if mix else self.lowered
 
     def _check_time(self) -> None:
         if time.monotonic() > self.deadline:

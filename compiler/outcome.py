@@ -23,8 +23,7 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     evaluate gave ``fp32``.
     """
     everything_fp32: Mix = frozenset()
-    lowered = judge.space.compiled(everything_fp32)
-    candidates = [*judge.finalists, (everything_fp32, lowered)]
+    candidates = [*judge.finalists, (everything_fp32, judge.lowered)]
     *times, theirs = judge.measured([*(module for _, module in candidates), judge.reference], rounds=100)
 
     def slowness(measured: tuple[float, tuple[Mix, QuantizedModule]]) -> tuple[bool, float]:
@@ -48,7 +47,7 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     if not plain.within and better:
         nearest = max(better, key=better.__getitem__)
         return judge.trials[nearest], judge.space.compiled(nearest)
-    return plain, lowered.running(judge.reference)
+    return plain, judge.lowered.running(judge.reference)
 
 
 def shortfall(judge: Judge, chosen: Trial, fp32: float) -> str | None:
