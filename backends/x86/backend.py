@@ -49,7 +49,7 @@ class X86Backend:
         self.target = target or detect_target()
         self.table = build_table()
         self.executor = executor
-        self.tuner = tuner or Tuner()
+        self.tuner = tuner or Tuner(executor=executor)
 
     def weight_scale_floor(
         self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5

@@ -50,16 +50,20 @@ def torchscript(emitter: Emitter, frozen: Frozen) -> Run:
 
 
 def traced(emitter: Emitter, frozen: Frozen) -> Run:
-    """The same, traced on the example and frozen by TorchScript, whose deprecation warnings stay here."""
+    """The same, traced on the example."""
+    run = trace(emitter, bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs))
+    return lambda *args, **kwargs: run(*bind_inputs(frozen.module, args, kwargs))
+
+
+def trace(emitter: Emitter, inputs: Sequence[Any]) -> Run:
+    """The graph traced on ``inputs`` and frozen by TorchScript, whose deprecation warnings stay here."""
     module = _Traceable(*emitter.compile()).eval()
-    inputs = tuple(bind_inputs(frozen.module, frozen.example_args, frozen.example_kwargs))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        frozen_trace = torch.jit.freeze(torch.jit.trace(module, inputs, check_trace=False))
-        run = under_engine(ONEDNN, frozen_trace)
+        run = under_engine(ONEDNN, torch.jit.freeze(torch.jit.trace(module, tuple(inputs), check_trace=False)))
         for _ in range(3):  # the profiling executor specialises on its first runs
             run(*inputs)
-    return lambda *args, **kwargs: run(*bind_inputs(frozen.module, args, kwargs))
+    return run
 
 
 def auto(emitter: Emitter, frozen: Frozen) -> Run:

@@ -18,22 +18,27 @@ from torch import Tensor
 from ...compiler.latency import interleaved_medians
 from .calls import Candidate, Int8Call, Operand
 from .emitter import Emitter
+from .executors import Run, trace
 from .kernels.fp32 import in_fp32
 
 ROUNDS = 7
 BUDGET = 0.04  # seconds a candidate
+LEAST = 1e-4  # milliseconds: what takes less cannot be told from a call that does nothing
+EAGER, TORCHSCRIPT = "eager", "torchscript"
 
 
 class Tuner:
     """Measured milliseconds of candidates, cached by CPU, torch, threads and the call's signature.
 
+    ``executor`` is the form in which the lowered graph will run: kernels are measured in that form.
     The file is ``$FXQUANT_CACHE/kernels.json`` (default ``~/.cache/fxquant``); an unreadable one is measured anew.
     """
 
-    def __init__(self, cache: bool = True) -> None:
+    def __init__(self, cache: bool = True, executor: str = "auto") -> None:
         self._path = cache_folder() / "kernels.json" if cache else None
         self._times: dict[str, dict[str, float]] = _read(self._path)
         self._dirty = False
+        self._form = EAGER if executor == EAGER else TORCHSCRIPT
 
     def best(self, call: Int8Call, candidates: Sequence[Candidate]) -> Candidate:
         """The fastest of ``candidates`` that computes ``call`` rightly; the only one is not measured."""
@@ -48,12 +53,12 @@ class Tuner:
 
         Infinite for a kernel whose result is wrong.
         """
-        key = f"{machine()}|{torch.get_num_threads()}|{call.signature()}"
+        key = f"{machine()}|{torch.get_num_threads()}|{self._form}|{call.signature()}"
         known = self._times.setdefault(key, {})
         missing = [c for c in candidates if c.kernel not in known]
         if missing:
             # All of them again: times of different moments do not compare.
-            known.update(_race(call, candidates))
+            known.update(_race(call, candidates, self._form))
             self._dirty = True
         return known
 
@@ -108,27 +113,44 @@ def example(operand: Operand) -> Tensor:
 
 def runner(call: Int8Call, candidate: Candidate) -> Callable[..., Any]:
     """``candidate`` alone as a function of its inputs."""
+    return _graph(call, candidate).straight_line()
+
+
+def _graph(call: Int8Call, candidate: Candidate) -> Emitter:
     emitter = Emitter()
     nodes = [emitter.graph.placeholder(f"x{i}") for i in range(len(candidate.inputs or call.inputs))]
     emitter.graph.output(candidate.build(emitter, nodes))
-    return emitter.straight_line()
+    return emitter
 
 
-def _race(call: Int8Call, candidates: Sequence[Candidate]) -> dict[str, float]:
+def _runs(emitters: Sequence[Emitter], inputs: Sequence[Sequence[Tensor]], form: str) -> tuple[Run, list[Run]]:
+    """A call that does nothing, and each graph as a function, all in one form: eager where one has no other."""
+    if form != EAGER:
+        with contextlib.suppress(Exception):  # TorchScript raises anything; and a future torch may have none
+            return _empty_trace(), [trace(*pair) for pair in zip(emitters, inputs, strict=True)]
+    return (lambda x: x), [emitter.straight_line() for emitter in emitters]
+
+
+@lru_cache
+def _empty_trace() -> Run:
+    emitter = Emitter()
+    emitter.graph.output(emitter.graph.placeholder("x"))
+    return trace(emitter, [torch.zeros(1)])
+
+
+def _race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[str, float]:
     tensors = [example(o) for o in call.inputs]
-    runs = {c.kernel: runner(call, c) for c in candidates}
+    inputs = [tensors if c.inputs is None else [example(o) for o in c.inputs] for c in candidates]
+    empty, runs = _runs([_graph(call, c) for c in candidates], inputs, form)
+    bound = [partial(empty, tensors[0]), *(partial(run, *given) for run, given in zip(runs, inputs, strict=True))]
     with torch.inference_mode():
-        bound = [
-            partial(runs[c.kernel], *(tensors if c.inputs is None else map(example, c.inputs))) for c in candidates
-        ]
-        medians = interleaved_medians(bound, ROUNDS, BUDGET * len(runs), warm_up=1)
-        times = dict(zip(runs, medians, strict=True))
+        calling, *medians = interleaved_medians(bound, ROUNDS, BUDGET * len(runs), warm_up=1)
+        times = {c.kernel: max(ms - calling, LEAST) for c, ms in zip(candidates, medians, strict=True)}
         # With an fp32 input some candidates round it and others do not: nothing to compare.
         rounded = call.out is not None and all(o.qparams is not None for o in call.inputs)
         if call.weight is not None and call.epilogue is None and rounded:
             expected = runner(call, in_fp32(call))(*tensors).int_repr().int()
-            for candidate in candidates:
-                run = runs[candidate.kernel]
+            for candidate, run in zip(candidates, runs, strict=True):
                 if candidate.inputs is None and (run(*tensors).int_repr().int() - expected).abs().max() > 1:
                     times[candidate.kernel] = math.inf
     return times

@@ -1,13 +1,30 @@
-"""Every executor gives the same values."""
+"""Every executor gives the same values, with the same kernels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from fxquant.backends.x86 import tune
+from fxquant.backends.x86.calls import Candidate, Int8Call
+
 from ...op_cases import CASES, OpCase
 from .support import compiled, seeded
 from .test_engine import Residual, data
+
+
+@pytest.fixture(autouse=True)
+def given_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel is as fast under one executor as under another."""
+
+    def race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[str, float]:
+        return {candidate.kernel: 1.0 + i for i, candidate in enumerate(candidates)}
+
+    monkeypatch.setattr(tune, "_race", race)
+    monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))
 
 
 def test_residual() -> None:

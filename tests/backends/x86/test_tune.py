@@ -1,4 +1,4 @@
-"""The tuner: its cache file, and that it rejects kernels whose results are wrong."""
+"""The tuner: its cache file, the form in which it measures, and that it rejects kernels whose results are wrong."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxquant
 from fxquant.backends.x86 import kernels, tune
 from fxquant.backends.x86.calls import Candidate, Int8Call
 from fxquant.backends.x86.engine import available
@@ -83,6 +84,23 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert compile_one().report.counts == {"int8": 1}
 
 
+@pytest.mark.skipif(len(available()) < 2, reason="with one engine there is nothing to measure")
+def test_kernels_are_measured_in_the_form_in_which_they_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    traced: list[object] = []
+
+    def refused(emitter: object, inputs: object) -> Any:
+        traced.append(emitter)
+        raise RuntimeError("no TorchScript in this torch")
+
+    monkeypatch.setattr(tune, "trace", refused)
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3)))
+    data = [(seeded(lambda: torch.randn(2, 8, 9, 9)),)]
+    fxquant.compile(model, calibration=data, executor="eager")
+    assert cache.exists() and not traced
+    assert fxquant.compile(model, calibration=data).report.counts == {"int8": 1}
+    assert traced  # eager times do not stand for those of TorchScript
+
+
 @pytest.mark.usefixtures("cache")
 def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by more than a rounding, and faster than all others, is not taken."""
@@ -96,7 +114,8 @@ def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
         return [Candidate("quantized::wrong", build), *conv(2)(call)]
 
     def wrong_is_fastest(runs: Any, *args: Any, **kwargs: Any) -> list[float]:
-        return [1e-9, *interleaved_medians(runs, *args, **kwargs)[1:]]
+        calling, _, *others = interleaved_medians(runs, *args, **kwargs)
+        return [calling, 1e-9, *others]
 
     monkeypatch.setattr(kernels, "conv", lambda _: with_wrong)
     monkeypatch.setattr(tune, "interleaved_medians", wrong_is_fastest)
