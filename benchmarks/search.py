@@ -27,6 +27,7 @@ import fxquant
 from fxquant.backends.x86 import X86Backend
 from fxquant.compiler.batches import Batch
 from fxquant.compiler.demo import digits_network, load_digits, train
+from fxquant.compiler.evaluation import same
 from fxquant.compiler.latency import interleaved_medians
 from fxquant.compiler.pipeline import calibrated
 from fxquant.compiler.search_space import Mix, Space, search_space
@@ -143,7 +144,7 @@ def best(options: argparse.Namespace) -> Table:
             with _quiet():
                 result = fxquant.search(model, data, evaluate, max_drop, config=FOUR_BITS)
             ours = frozenset(space.costs.fp32) - result.chosen.fp32
-            within = [known[i] for i, value in enumerate(values) if value >= result.floor - 1e-9]
+            within = [known[i] for i, value in enumerate(values) if value >= result.floor or same(value, result.floor)]
             first = _times([module for _, module in within], data[0], rounds=15)
             fastest = [within[i][0] for i in sorted(range(len(within)), key=first.__getitem__)[:5]]
             again = _compiled_times(space, fastest, data[0])
@@ -182,7 +183,9 @@ def zoo(options: argparse.Namespace) -> Table:
                 rows = result.best.report.rows
                 ops = f"{sum(row.precision == 'fp32' for row in rows)} of {len(rows)}"
                 row = [name, f"{max_drop:g}", f"{result.fp32:.4f}", f"{int8:.4f}", f"{result.chosen.value:.4f}"]
-                row += ["yes" if evaluate(result.best) >= result.floor - 1e-9 else "NO", ops, str(len(result.trials))]
+                value = evaluate(result.best)
+                within = value >= result.floor or same(value, result.floor)
+                row += ["yes" if within else "NO", ops, str(len(result.trials))]
                 body.append([*row, f"{seconds:.0f}", f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"])
                 print(*body[-1], flush=True)
     columns: tuple[str, ...] = ("model", "max_drop", "fp32", "int8", "found", "within", "ops in fp32", "evaluated", "s")

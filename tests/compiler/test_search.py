@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import itertools
 import json
 import math
 import multiprocessing
@@ -244,6 +245,13 @@ def test_an_evaluation_that_fails_on_int8_names_the_mix() -> None:
 
     with pytest.raises(SearchError, match="evaluate fails on a mix with 0 ops in fp32: TypeError"):
         found(evaluate)
+
+
+def test_the_rounding_of_fp32_is_no_loss() -> None:
+    """Accuracies summed up in fp32 differ in the eighth digit."""
+    calls = itertools.count()
+    result = found(lambda module: 0.98390341 if next(calls) < 2 else 0.98390340, max_drop=0.0)
+    assert result.chosen.within and len(result.trials) == 1
 
 
 def test_nan_on_a_mix_is_not_within_any_budget() -> None:
