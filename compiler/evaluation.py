@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from .capture import copied
 from .errors import ConfigError, SearchError
 from .lockstep import restored_rng
 
 Evaluate = Callable[[nn.Module], float]
+
+NO_PARAMETERS = "A compiled module has no parameters() to tell the device or dtype by: they are the CPU and fp32."
 
 
 class Evaluation:
@@ -28,6 +31,8 @@ class Evaluation:
     def __init__(self, function: Evaluate, seed: int) -> None:
         if not callable(function):
             raise ConfigError(f"evaluate must be a function of a module, got {type(function).__name__}.")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise ConfigError(f"seed is {seed!r}; it must be an int of 0 to 2**32 - 1.")
         self.function, self.seed = function, seed
 
     def __call__(self, module: nn.Module, name: str) -> float:
@@ -40,19 +45,24 @@ class Evaluation:
             try:
                 value = self.function(module)
             except Exception as error:
-                raise SearchError(f"evaluate fails on {name}: {type(error).__name__}: {error}") from error
+                hint = NO_PARAMETERS if isinstance(error, StopIteration) else ""
+                raise SearchError(f"evaluate fails on {name}: {type(error).__name__}: {error}{hint}") from error
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError("text")
             return float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise SearchError(f"evaluate gave {_shown(value)} for {name}; it must return a number.") from error
 
-    def twice(self, module: nn.Module) -> float:
+    def twice(self, model: nn.Module) -> float:
         """What the function gives for the fp32 model, after a second call has confirmed it.
+
+        Each call is given a copy: what the function does to it must not reach what is measured or returned.
 
         Raises:
             SearchError: it is NaN or inf, or not the same twice.
         """
-        first, second = (self(module, "the fp32 model") for _ in range(2))
+        first, second = (self(copied(model).eval(), "the fp32 model") for _ in range(2))
         for value in (first, second):
             if not math.isfinite(value):
                 raise SearchError(

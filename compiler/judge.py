@@ -47,6 +47,7 @@ class Judge:
         self.floor, self.deadline, self.workers, self.progress = floor, deadline, workers, progress
         self.trials: dict[Mix, Trial] = {}
         self._evaluated: set[Mix] = set()  # in this process
+        self.late = False  # whether a mix was not tried for want of time
         self.finalists: list[tuple[Mix, QuantizedModule]] = []  # fastest first, with int8 ops in each
 
     def __call__(self, mixes: Sequence[Mix]) -> list[bool]:
@@ -119,7 +120,8 @@ class Judge:
         return self.space.compiled(mix) if mix else self.lowered
 
     def _check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        self.late = time.monotonic() > self.deadline
+        if self.late:
             raise OutOfTime
 
     def _evaluate_elsewhere(self, mixes: Sequence[Mix]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import ConfigError
 from .lockstep import decibels, squares
 from .values import tensors_of
 
@@ -37,7 +38,14 @@ class MeanMeter:
         self.measure, self.sum, self.count = measure, 0.0, 0
 
     def add(self, exact: Any, other: Any) -> None:
-        self.sum, self.count = self.sum + float(self.measure(exact, other)), self.count + 1
+        try:
+            value = float(self.measure(exact, other))
+        except Exception as error:
+            raise ConfigError(
+                f"metric fails on the outputs in fp32 and with roundings, of which it must make one number: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self.sum, self.count = self.sum + value, self.count + 1
 
     @property
     def value(self) -> float:

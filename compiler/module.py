@@ -196,14 +196,18 @@ class QuantizedModule(nn.Module):
 
     def with_remark(self, remark: str) -> QuantizedModule:
         """The same module, whose report ends its first line with ``remark``."""
+        return self.with_report(replace(self.report, remark=remark))
+
+    def with_report(self, report: Report) -> QuantizedModule:
+        """The same module with another ``report``."""
         assert self._compiled is not None
-        report = replace(self._compiled.report, remark=remark)
         return QuantizedModule(replace(self._compiled, report=report)).eval()
 
     def running(self, module: nn.Module) -> QuantizedModule:
-        """The same account, of ``module``, which is run in its place."""
+        """The same account, of the float ``module``, which is run in its place."""
         assert self._compiled is not None
-        return QuantizedModule(replace(self._compiled, run=module, module=module)).eval()
+        report = self._compiled.report.in_fp32("the float model itself runs, which is faster")
+        return QuantizedModule(replace(self._compiled, run=module, module=module, report=report)).eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantizedModule:
         """What ``to``, ``half``, ``cuda`` and their like do.

@@ -9,8 +9,10 @@ from dataclasses import replace
 from .judge import Judge, OutOfTime
 from .module import QuantizedModule
 from .search_result import FrontPoint, SearchResult, Trial
-from .search_space import Mix
+from .search_space import FOR_ACCURACY, Mix
 
+NOTHING_FASTER = "By measured times int8 makes no op faster here: the model runs in fp32."
+NOT_FASTER = "search: no mix with int8 that is within the budget was measured to be faster"
 EQUAL = 1.01  # times the fastest: no difference that a measurement tells
 
 
@@ -46,23 +48,41 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
     better = {mix: trial.value for mix, trial in judge.trials.items() if trial.value > fp32}
     if not plain.within and better:
         nearest = max(better, key=better.__getitem__)
-        return judge.trials[nearest], judge.space.compiled(nearest)
+        module = judge.space.compiled(nearest)
+        judge.confirm(nearest, module)
+        return judge.trials[nearest], module
     return plain, judge.lowered.running(judge.reference)
 
 
 def shortfall(judge: Judge, chosen: Trial, fp32: float) -> str | None:
     """What was not reached: a mix with int8 ops within the budget, or one that is faster than fp32."""
-    if chosen.within and len(chosen.fp32) < len(judge.space.costs.fp32):
+    ops = len(judge.space.costs.fp32)
+    if chosen.within and ops == 0:
+        return None
+    if chosen.within and len(chosen.fp32) < ops:
         slower = chosen.ratio is None or chosen.ratio > 1
         return "All mixes within the budget were measured to be slower than the float model." if slower else None
     if judge.int8_within:
         return "Int8 mixes are within the budget, but none was measured to be faster than fp32 here: it runs in fp32."
-    values = [trial.value for mix, trial in judge.trials.items() if mix and not math.isnan(trial.value)]
-    tried = f"{len(values)} were tried, the best with {max(values):.6g}" if values else "none was tried in time"
+    values = [trial.value for mix, trial in judge.trials.items() if mix]
+    numbers = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "No int8 mix was tried in time: give it more seconds." if judge.late else NOTHING_FASTER
+    found = f"the best of {len(values)} has {max(numbers):.6g}" if numbers else f"it is NaN for all {len(values)}"
     return (
-        f"No int8 mix keeps evaluate at {judge.floor:.6g} or more, where fp32 gives {fp32:.6g}: {tried}. Allow a "
-        "larger max_drop, give more calibration data, or train with scheme='qat'."
+        f"No int8 mix that was tried keeps evaluate at {judge.floor:.6g} or more, where fp32 gives {fp32:.6g}: {found}."
+        f" Allow a larger max_drop, {'more seconds, ' if judge.late else ''}give more calibration data, or train with "
+        "scheme='qat'."
     )
+
+
+def _explained(judge: Judge, chosen: Trial, module: QuantizedModule) -> QuantizedModule:
+    """``module``; where it is fp32 for its speed alone, the report says no more that it is for accuracy."""
+    if len(chosen.fp32) < len(judge.space.costs.fp32) or not judge.int8_within:
+        return module
+    report = module.report
+    rows = (replace(r, reason=NOT_FASTER) if r.reason.startswith(FOR_ACCURACY) else r for r in report.rows)
+    return module.with_report(replace(report, rows=tuple(rows)))
 
 
 def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: float) -> SearchResult:
@@ -72,11 +92,12 @@ def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: fl
     summary = (
         f"search: evaluate {chosen.value:.6g}, fp32 {fp32:.6g}, {'within' if chosen.within else 'below'} the budget of "
         f"{judge.floor:.6g}{speed}; {ops - len(chosen.fp32)} of {ops} ops in int8; "
-        f"{len(judge.trials)} mixes tried"
+        f"{len(judge.trials)} {'mix' if len(judge.trials) == 1 else 'mixes'} tried"
     )
     front = tuple(
         FrontPoint(judge.fp32_of(p.int8), p.cost, p.penalty, judge.trials.get(frozenset(p.int8)))
         for p in judge.space.front
     )
     trials, sensitivity = tuple(judge.trials.values()), judge.space.sensitivity
-    return SearchResult(module.with_remark(summary), chosen, front, trials, sensitivity, fp32, judge.floor, summary)
+    explained = _explained(judge, chosen, module)
+    return SearchResult(explained.with_remark(summary), chosen, front, trials, sensitivity, fp32, judge.floor, summary)

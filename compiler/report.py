@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tabulate import tabulate
 from torch import Tensor, fx
@@ -55,6 +55,15 @@ class Report:
     def counts(self) -> dict[str, int]:
         """Number of ops by precision."""
         return dict(Counter(r.precision for r in self.rows))
+
+    def in_fp32(self, reason: str) -> Report:
+        """The report of the model with no op quantized; ``reason`` is that of the ops which are quantized here."""
+
+        def plain(row: Row) -> Row:
+            row = replace(row, kernel="", qparams=None, compiled_bytes=row.fp32_bytes)
+            return row if row.precision == "fp32" else replace(row, precision="fp32", reason=reason)
+
+        return replace(self, rows=tuple(map(plain, self.rows)), compiled_bytes=self.fp32_bytes)
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} ops {p}" for p, n in sorted(self.counts.items(), reverse=True))

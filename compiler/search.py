@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from numbers import Real
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from .config import QuantConfig
 from .errors import BudgetWarning, ConfigError, SearchError, check_positive
 from .evaluation import Evaluate, Evaluation
 from .judge import Judge, OutOfTime
-from .outcome import choose, search_result, shortfall
+from .outcome import NOTHING_FASTER, choose, search_result, shortfall
 from .pipeline import CALIBRATION_BATCHES, calibrated
 from .search_result import SearchResult
 from .search_space import search_space
@@ -111,7 +112,7 @@ def find_mix(
     with torch.autocast("cpu", enabled=False):
         work = calibrated(model, calibration, options, calibration_batches)
         trials = Trials(resume, work, seed)
-        fp32 = evaluation.twice(reference)
+        fp32 = evaluation.twice(model)
         trials.begin(fp32)
         space = search_space(work, trials.sensitivity)
         trials.sensitivity = space.sensitivity
@@ -123,7 +124,7 @@ def find_mix(
                 Strategy(space, judge, 1 if workers is None else PARALLEL).run()
             chosen, module = choose(judge, fp32)
     missed = shortfall(judge, chosen, fp32)
-    if missed and strict and not judge.int8_within:
+    if missed and strict and not judge.int8_within and missed != NOTHING_FASTER:
         raise SearchError(missed)
     if missed:
         warnings.warn(BudgetWarning(missed), stacklevel=3)
@@ -132,10 +133,19 @@ def find_mix(
 
 def _checked(max_drop: Any, seconds: Any) -> float:
     """The seconds there are, after a check of both."""
-    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not math.isfinite(max_drop):
+    if not math.isfinite(_number(max_drop)):
         raise ConfigError(f"max_drop is {max_drop!r}; it must be a finite number, in the units of evaluate.")
     if seconds is None:
         return math.inf
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+    if not _number(seconds) > 0:
         raise ConfigError(f"seconds is {seconds!r}; it must be a positive number.")
     return float(seconds)
+
+
+def _number(value: Any) -> float:
+    """``value``, if it is a real number, also of NumPy; else NaN."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    with contextlib.suppress(OverflowError):
+        return float(value)
+    return math.nan

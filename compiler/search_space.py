@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backends.base import Frozen, Output
-from ..passes.assign_precision import MIXED, PASSES
+from ..passes.assign_precision import PASSES
 from ..passes.measured_costs import measured_costs
 from ..passes.precision_cut import Point, PrecisionCosts
 from .mixes import mix
@@ -19,6 +19,8 @@ Mix = frozenset[str]  # the ops in int8, by the names of their first nodes
 
 LOWEST = -60.0  # dB
 SLOWER = "search: not faster in int8 on this CPU, with its borders"
+FOR_ACCURACY = "search: for accuracy"
+AROUND = f"{FOR_ACCURACY}, together with the ops around it: in int8 between them it would save no time"
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class Space:
         """Why each op outside of ``chosen`` is in fp32."""
         assert self.work.assignment is not None
         alone = {row.key: row.only for row in self.sensitivity.rows}
-        left = self.costs.fp32.keys() - chosen
-        fragile = max((self.penalties.get(op, 0.0) for op in left), default=0.0) / 10
+        now = self.costs.total(chosen)
         reasons: dict[str, str] = {}
         for unit in self.work.assignment.int8_units:
             name = unit.root.name
@@ -67,10 +68,10 @@ class Space:
                 reasons[name] = PASSES
             elif name not in self.front[0].int8:
                 reasons[name] = SLOWER
-            elif self.penalties.get(name, 0.0) > fragile:
-                reasons[name] = f"search: for accuracy; this op alone in int8 leaves {alone[name]:.1f} dB"
+            elif self.costs.total(chosen | {name}) < now:
+                reasons[name] = f"{FOR_ACCURACY}; this op alone in int8 leaves {alone[name]:.1f} dB"
             else:
-                reasons[name] = f"search: {MIXED}"
+                reasons[name] = f"{AROUND}; this op alone in int8 leaves {alone[name]:.1f} dB"
         return reasons
 
     def compiled(self, chosen: Mix) -> QuantizedModule:

@@ -31,7 +31,8 @@ from .work import Options, Work
 class UnitSensitivity:
     """One op that becomes int8: the metric of the output when ``only`` it is, and when all ``but`` it are.
 
-    ``node`` and ``op`` are those of the report, ``key`` names it in :attr:`QuantConfig.overrides`.
+    ``node`` and ``op`` are those of the report, ``key`` names it in :attr:`QuantConfig.overrides`. (There a key that is
+    also the name of an op or a module, such as ``"add"``, speaks of all of these.)
     """
 
     node: str
@@ -95,8 +96,8 @@ def sensitivity(
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: as ``compile`` does.
     """
-    if not callable(metric) and metric not in METRICS:
-        raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(metric, METRICS)}")
+    if not callable(metric) and not (isinstance(metric, str) and metric in METRICS):
+        raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(str(metric), METRICS)}")
     check_positive("batches", batches)
     check_model(model)
     options = Options(X86Backend(target), QuantConfig() if config is None else config, leaf_modules)
@@ -127,7 +128,8 @@ def measure_sensitivity(frozen: Work, exact: Twin, given: Sequence[Batch], metri
         UnitSensitivity(row_name(unit.root), unit.root.name, unit_name(unit, table), both.only.value, both.but.value)
         for unit, both in meters.items()
     )
-    return Sensitivity(tuple(rows), metric if isinstance(metric, str) else metric.__name__, whole.value)
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    return Sensitivity(tuple(rows), name, whole.value)
 
 
 def measured_pairs(frozen: Work, exact: Twin, given: Sequence[Batch]) -> Iterator[tuple[Pair, Iterator[Unit]]]:

@@ -36,6 +36,8 @@ class Trials:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, work: Work, seed: int) -> None:
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"resume is {path!r}; it must be the path of a file.")
         self.path = None if path is None else Path(path)
         self.values: dict[frozenset[str], float] = {}
         self.fp32: float | None = None
@@ -43,7 +45,7 @@ class Trials:
         if self.path is None:
             return
         self._search = _fingerprint(work, seed)
-        if self.path.exists():
+        if os.path.exists(self.path):  # False for what is no name of a file; saving tells why
             self._read(self.path)
         self.save()
 
@@ -82,7 +84,7 @@ class Trials:
             draft.write_text(json.dumps(data))
             draft.replace(self.path)
         except OSError as error:
-            raise ConfigError(f"The search cannot be kept in {self.path}: {error}.") from error
+            raise ConfigError(f"The search cannot be kept in {self.path}: {error.strerror}.") from error
 
     def _read(self, path: Path) -> None:
         try:
@@ -91,8 +93,9 @@ class Trials:
                 raise ValueError(data["format"])
             belongs = data["search"] == self._search
             self.values = {frozenset(ops): float(value) for ops, value in data["trials"]}
-            self.fp32, self.sensitivity = data["fp32"], _sensitivity(data["sensitivity"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            self.fp32 = None if data["fp32"] is None else float(data["fp32"])
+            self.sensitivity = _sensitivity(data["sensitivity"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(f"{path} is not a file of a search ({error!r}). Name another in resume=.") from error
         if not belongs:
             raise ConfigError(

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,15 @@ class Workers:
     """
 
     def __init__(self, executor: Executor, model: nn.Module, work: Work, evaluation: Evaluation) -> None:
-        if not callable(getattr(executor, "submit", None)):
-            raise ConfigError(f"executor must be a concurrent.futures.Executor, got {type(executor).__name__}.")
+        if not isinstance(executor, Executor):
+            got = executor.__name__ if isinstance(executor, type) else type(executor).__name__
+            raise ConfigError(f"executor must be an instance of concurrent.futures.Executor, got {got}.")
+        context = getattr(executor, "_mp_context", None)
+        if context is not None and context.get_start_method() == "fork":
+            raise ConfigError(
+                "The executor's processes are forked, in which torch's threads hang. Give it "
+                "mp_context=multiprocessing.get_context('spawn')."
+            )
         self._executor = executor
         options = {
             "config": work.options.config,
@@ -71,14 +78,16 @@ class Workers:
         Raises:
             SearchError: evaluate fails, or a worker is lost.
         """
-        futures = [self._executor.submit(_evaluate, self._key, self._packed, dict(mix)) for mix in mixes]
+        futures: list[Future[float]] = []
         try:
+            for mix in mixes:
+                futures.append(self._executor.submit(_evaluate, self._key, self._packed, dict(mix)))
             for future in futures:
                 yield future.result()
         except SearchError:
             raise
         except Exception as error:
-            raise SearchError(f"A worker of the executor failed: {type(error).__name__}: {error}") from error
+            raise SearchError(f"The executor failed: {type(error).__name__}: {error}") from error
         finally:
             for future in futures:
                 future.cancel()

@@ -20,7 +20,7 @@ from .frozen_graph import FrozenGraph, quantize_of
 from .kernels.fp32 import FP32_ENTRY, in_fp32, quantized_entry
 from .tune import Tuner
 
-SHARE = 0.06  # of the time of all weighted ops that an entry in fp32 may cost
+SHARE = 0.1  # of the time of all weighted ops that an entry in fp32 may cost
 
 
 def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
@@ -32,8 +32,9 @@ def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
     for node in list(graph.gm.graph.nodes):
         unit = graph.unit_of.get(node)
         if unit is None:
-            rounds = node in inside or node.target in (quantize, dequantize)
-            exact.update([node] if not rounds and exact.issuperset(node.all_input_nodes) else [])
+            if node.op != "output" and node not in inside and node.target not in (quantize, dequantize):
+                _read_exact(graph, node, exact)
+                exact.update([node] if exact.issuperset(node.all_input_nodes) else [])
             continue
         end = quantize_of(unit.output)
         sources = [graph.unrounded(n) for n in unit.inputs]
@@ -50,6 +51,14 @@ def enter_in_fp32(graph: FrozenGraph, tuner: Tuner) -> int:
         exact.add(unit.output)
         count += 1
     return count
+
+
+def _read_exact(graph: FrozenGraph, node: fx.Node, exact: set[fx.Node]) -> None:
+    """Let an fp32 op read values that are exact without rounding them for it."""
+    for pair in node.all_input_nodes:
+        source = graph.unrounded(pair)
+        if source in exact:
+            node.replace_input_with(pair, source)
 
 
 def _extra_milliseconds(graph: FrozenGraph, unit: Unit, end: fx.Node, tuner: Tuner) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,13 +124,87 @@ def test_an_evaluation_that_draws_is_given_the_same_numbers_each_time() -> None:
 
 def test_where_no_int8_is_within_the_budget_the_result_is_fp32_and_says_so() -> None:
     everything = QuantConfig(weight_bits=2)
-    with pytest.warns(BudgetWarning, match=r"No int8 mix keeps evaluate at .* tried, the best with .*larger max_drop"):
+    with pytest.warns(
+        BudgetWarning, match=r"No int8 mix that was tried keeps evaluate at .* the best of .*larger max_drop"
+    ):
         result = found(config=everything, max_drop=1e-9)
     assert result.best.report.counts == {"fp32": len(LAYERS)} and result.chosen.within
     (x,) = batches(1)
     assert torch.allclose(result.best(x), model()(x), atol=1e-5)
-    with pytest.raises(SearchError, match="No int8 mix keeps evaluate"):
+    with pytest.raises(SearchError, match="No int8 mix that was tried keeps evaluate"):
         found(config=everything, max_drop=1e-9, strict=True)
+
+
+def test_nan_for_all_mixes_is_told() -> None:
+    with pytest.warns(BudgetWarning, match="it is NaN for all"):
+        found(lambda module: math.nan if isinstance(module, fxquant.QuantizedModule) else 0.0)
+
+
+def test_where_int8_is_never_faster_no_budget_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
+        names = [n.name for n in frozen.module.graph.nodes]
+        ms = [dict.fromkeys(names, cost) for cost in (1.0, 0.1, 0.1, 0.1)]
+        return Latencies(*ms, {})
+
+    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    with pytest.warns(BudgetWarning, match=r"int8 makes no op faster here"):
+        result = found(strict=True)
+    assert result.best.report.counts == {"fp32": len(LAYERS)}
+
+
+@pytest.mark.parametrize("lowered", (2.0, 1.0))
+def test_what_evaluate_does_to_the_float_model_stays_there(lowered: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in the end, the model lowered in fp32 or as it is, does what it did in eval mode."""
+
+    def measured(self: judge.Judge, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+        return [2.0] * (len(modules) - 2) + [lowered, 1.0]
+
+    monkeypatch.setattr(judge.Judge, "measured", measured)
+    net = nn.Sequential(*model(), nn.BatchNorm2d(8), nn.Dropout(0.9)).eval()
+    (x,) = batches(1)
+    exact = net(x)
+
+    def evaluate(module: nn.Module) -> float:
+        module.eval()
+        with torch.no_grad():
+            error = float((module(x) - exact).square().sum())
+        module.train()
+        return -error
+
+    with pytest.warns(BudgetWarning):
+        result = fxquant.search(net, batches(), evaluate, 1e9)
+    assert evaluate(result.best) == pytest.approx(result.chosen.value, abs=1e-6)
+    assert torch.allclose(result.best(x), exact, atol=1e-5)
+    assert all("faster" in row.reason for row in result.best.report.rows if row.op.startswith("conv"))
+
+
+def test_the_report_of_the_float_model_has_no_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge.Judge, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0])
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    config = QuantConfig(overrides={"2": "fp16"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BudgetWarning)
+        result = fxquant.search(net, [torch.rand(4, 8)], lambda module: 0.0, 0.0, config=config)
+    report = result.best.report
+    assert set(report.counts) == {"fp32"} and report.compiled_bytes == report.fp32_bytes
+    assert "the float model itself" in report.rows[-1].reason
+
+
+def test_processes_that_are_forked_are_refused() -> None:
+    pool = concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    with pool, pytest.raises(ConfigError, match="'spawn'"):
+        found(executor=pool)
+
+
+def test_a_pool_that_is_shut_down_is_told() -> None:
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(SearchError, match=r"The executor failed: .*after shutdown"):
+        found(executor=pool)
+
+
+def test_a_budget_may_be_a_number_of_numpy() -> None:
+    assert found(max_drop=np.float32(BUDGET)).chosen.within  # type: ignore[arg-type]
 
 
 def test_a_budget_that_fp32_misses_gives_the_least_bad() -> None:
@@ -212,7 +287,7 @@ def test_a_model_that_changes_its_input_is_measured_on_copies() -> None:
 
 
 def test_without_time_the_result_is_fp32() -> None:
-    with pytest.warns(BudgetWarning, match="none was tried in time"):
+    with pytest.warns(BudgetWarning, match="No int8 mix was tried in time: give it more seconds"):
         result = found(seconds=1e-9)
     assert result.chosen.within and not any(len(t.fp32) < len(LAYERS) for t in result.trials)
 
@@ -272,7 +347,12 @@ def test_nan_on_a_mix_is_not_within_any_budget() -> None:
         ({"max_drop": True}, "max_drop is True"),
         ({"seconds": 0}, "seconds is 0"),
         ({"calibration_batches": 0}, "calibration_batches is 0"),
-        ({"executor": "eager"}, "executor must be a concurrent.futures.Executor, got str"),
+        ({"executor": "eager"}, "executor must be an instance of concurrent.futures.Executor, got str"),
+        ({"executor": concurrent.futures.ThreadPoolExecutor}, r"instance of .*Executor, got ThreadPoolExecutor"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"resume": 3}, "resume is 3"),
+        ({"resume": "x" * 300}, "cannot be kept in x"),
         ({"resume": "/no/such/folder/file"}, "cannot be kept in /no/such/folder/file"),
         ({"evaluate": 3}, "evaluate must be a function of a module, got int"),
     ],

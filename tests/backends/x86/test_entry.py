@@ -27,9 +27,19 @@ def test_entry_in_fp32_reads_the_unrounded_input(monkeypatch: pytest.MonkeyPatch
     assert q(x[:1]).shape == (1, 4, 12, 12)
 
 
-def test_entry_stays_int8_where_fp32_costs_too_much() -> None:
+def test_entry_stays_int8_where_fp32_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "SHARE", -1e9)
     q = fxquant.compile(model(), calibration=[torch.randn(2, 3, 12, 12)])
     assert [row.precision for row in q.report.rows] == ["int8", "int8"]
+
+
+def test_an_fp32_op_reads_what_entered_unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the convolution gives is exact but for its weights: a rounding for the softmax would only cost time."""
+    monkeypatch.setattr(entry, "SHARE", 1e9)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softmax(1), nn.Conv2d(8, 4, 1)).eval()
+    data = [torch.randn(2, 3, 12, 12)]
+    entered = fxquant.compile(net, calibration=data, config=fxquant.QuantConfig(overrides={"2": None})).report.rows[0]
+    assert entered.kernel == "fp32 on unrounded inputs" and entered.qparams is None
 
 
 class Branches(nn.Module):
