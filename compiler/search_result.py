@@ -81,14 +81,17 @@ class SearchResult:
     summary: str
 
     def __str__(self) -> str:
+        path = {row.key: row.node for row in self.sensitivity.rows}
+        before = [frozenset[str](), *(p.fp32 for p in self.front)]
         front = [
             (
                 len(p.fp32),
                 f"{p.milliseconds:.3f}",
                 f"{p.decibels:.1f}",
                 "" if p.trial is None else f"{p.trial.value:.6g}",
+                ", ".join(path[key] for key in path if key in p.fp32 - known),
             )
-            for p in self.front
+            for p, known in zip(self.front, before, strict=False)
         ]
         trials = [
             (
@@ -105,7 +108,7 @@ class SearchResult:
             (
                 self.summary,
                 "\nPredicted front:",
-                _table(front, ("ops in fp32", "predicted ms", "predicted SQNR [dB]", "evaluate")),
+                _table(front, ("ops in fp32", "predicted ms", "predicted SQNR [dB]", "evaluate", "new in fp32")),
                 "\nEvaluated mixes:",
                 _table(trials, ("ops in fp32", "evaluate", "within budget", "measured ms", "of fp32's time", "")),
             )
@@ -155,4 +158,4 @@ class SearchResult:
 
 
 def _table(rows: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
-    return tabulate(rows, columns, disable_numparse=True)
+    return tabulate(rows, columns, disable_numparse=True, maxcolwidths=70)

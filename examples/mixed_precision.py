@@ -1,13 +1,15 @@
 """The fastest mix of int8 and fp32 within an accuracy budget.
 
-Data and network are those of the demo (handwritten digits, MobileNetV2-style). All weights of a layer share one scale,
-and the passes that even ranges out are off, so that int8 costs accuracy and there is something to choose.
+Data and network are those of the demo (handwritten digits, MobileNetV2-style). Weights have four bits, all of a layer
+share one scale, and the passes that even ranges out are off, so that there is something to choose.
 """
 
 import fxquant
 from fxquant.compiler.demo import accuracy, digits_network, load_digits, train
 
-CONFIG = fxquant.QuantConfig(weight="per_tensor_symmetric", equalize=False, smooth=False, correct_bias=False)
+CONFIG = fxquant.QuantConfig(
+    weight="per_tensor_symmetric", weight_bits=4, equalize=False, smooth=False, correct_bias=False
+)
 
 
 def main(max_drop: float = 0.5, epochs: int = 8) -> fxquant.SearchResult:

@@ -7,10 +7,9 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,12 +110,8 @@ def example(operand: Operand) -> Tensor:
     return torch._make_per_tensor_quantized_tensor(x, operand.qparams.scale, operand.qparams.zero_point)
 
 
-def runner(call: Int8Call, candidate: Candidate) -> Callable[..., Any]:
-    """``candidate`` alone as a function of its inputs."""
-    return _graph(call, candidate).straight_line()
-
-
 def _graph(call: Int8Call, candidate: Candidate) -> Emitter:
+    """``candidate`` alone."""
     emitter = Emitter()
     nodes = [emitter.graph.placeholder(f"x{i}") for i in range(len(candidate.inputs or call.inputs))]
     emitter.graph.output(candidate.build(emitter, nodes))
@@ -149,7 +144,7 @@ def _race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[st
         # With an fp32 input some candidates round it and others do not: nothing to compare.
         rounded = call.out is not None and all(o.qparams is not None for o in call.inputs)
         if call.weight is not None and call.epilogue is None and rounded:
-            expected = runner(call, in_fp32(call))(*tensors).int_repr().int()
+            expected = _graph(call, in_fp32(call)).straight_line()(*tensors).int_repr().int()
             for candidate, run in zip(candidates, runs, strict=True):
                 if candidate.inputs is None and (run(*tensors).int_repr().int() - expected).abs().max() > 1:
                     times[candidate.kernel] = math.inf

@@ -143,8 +143,8 @@ def test_nan_for_all_mixes_is_told() -> None:
 def test_where_int8_is_never_faster_no_budget_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
         names = [n.name for n in frozen.module.graph.nodes]
-        ms = [dict.fromkeys(names, cost) for cost in (1.0, 0.1, 0.1, 0.1)]
-        return Latencies(*ms, {})
+        fast = dict.fromkeys(names, 0.1)
+        return Latencies(dict.fromkeys(names, 1.0), fast, fast, fast, {})
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
     with pytest.warns(BudgetWarning, match=r"int8 makes no op faster here"):

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import QuantConfig
 from fxquant.backends.base import Frozen, Latencies
-from fxquant.backends.x86 import X86Backend
+from fxquant.backends.x86 import X86Backend, entry
 from fxquant.compiler.lockstep import decibels, sqnr
 from fxquant.passes import keep_fp32
 
 from ..compiler.toys import images
 
 PLAIN: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias"), False)
+
+
+@pytest.fixture(autouse=True)
+def no_entry_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be decided by measured times."""
+    monkeypatch.setattr(entry, "SHARE", -1e9)
 
 
 def row_of(q: fxquant.QuantizedModule) -> dict[str, fxquant.Row]:
