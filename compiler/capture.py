@@ -7,7 +7,7 @@ import copy
 import inspect
 import operator
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,8 +228,8 @@ def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], t
     Raises:
         ConfigError: one matches nothing.
     """
-    if isinstance(entries, str | type):
-        raise ConfigError(f"leaf_modules must be a list, got {entries!r} alone.")
+    if isinstance(entries, str | type) or not isinstance(entries, Iterable):
+        raise ConfigError(f"leaf_modules must be a list of paths and classes, got {entries!r} alone.")
     modules = dict(model.named_modules())
     paths, classes = [], []
     for entry in entries:
@@ -237,6 +237,8 @@ def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], t
             if entry not in modules:
                 raise ConfigError(f"leaf_modules: no module '{entry}'. {nearest(entry, filter(None, modules))}")
             paths.append(entry)
+        elif not isinstance(entry, type):
+            raise ConfigError(f"leaf_modules: {entry!r} is neither a module's path nor a class.")
         else:
             if not any(isinstance(m, entry) for m in modules.values()):
                 raise ConfigError(f"leaf_modules: the model has no module of class {entry.__name__}.")

@@ -70,7 +70,7 @@ class Judge:
             value = self.evaluation(module, f"a mix with {len(fp32)} ops in fp32")
             self.kept.add(fp32, value)
             self._evaluated.add(mix)
-        trial = Trial(fp32, value, self.is_within(value))
+        trial = Trial(fp32, self.space.predicted(mix), value, self.is_within(value))
         if trial.within:
             module = module or self._compiled(mix)
             ours, theirs = self.measured([module, self.reference], rounds=15)

@@ -44,7 +44,8 @@ def choose(judge: Judge, fp32: float) -> tuple[Trial, QuantizedModule]:
         trial = judge.trials[mix] = replace(judge.trials[mix], milliseconds=ms, ratio=ms / theirs)
         if trial.within:
             return trial, module
-    plain = Trial(judge.fp32_of(everything_fp32), fp32, judge.is_within(fp32), theirs, 1.0)
+    expected = judge.space.predicted(everything_fp32)
+    plain = Trial(judge.fp32_of(everything_fp32), expected, fp32, judge.is_within(fp32), theirs, 1.0)
     better = {mix: trial.value for mix, trial in judge.trials.items() if trial.value > fp32}
     if not plain.within and better:
         nearest = max(better, key=better.__getitem__)
@@ -95,7 +96,7 @@ def search_result(judge: Judge, chosen: Trial, module: QuantizedModule, fp32: fl
         f"{len(judge.trials)} {'mix' if len(judge.trials) == 1 else 'mixes'} tried"
     )
     front = tuple(
-        FrontPoint(judge.fp32_of(p.int8), p.cost, p.penalty, judge.trials.get(frozenset(p.int8)))
+        FrontPoint(judge.fp32_of(p.int8), judge.space.predicted(p.int8), judge.trials.get(p.int8))
         for p in judge.space.front
     )
     trials, sensitivity = tuple(judge.trials.values()), judge.space.sensitivity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,30 @@ from .sensitivity import Sensitivity
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What is predicted of a mix.
+
+    Attributes:
+        milliseconds: without the ops that are fp32 in every mix.
+        noise: as a share of the output's power.
+    """
+
+    milliseconds: float
+    noise: float
+
+    @property
+    def decibels(self) -> float:
+        """The noise as SQNR [dB]."""
+        return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
+
+
+@dataclass(frozen=True)
 class Trial:
     """A mix that was evaluated.
 
     Attributes:
         fp32: the keys of its ops in fp32 that could be int8, as of :attr:`UnitSensitivity.key`.
+        predicted: what was expected of it.
         value: what evaluate gave.
         within: whether that is within the budget.
         milliseconds: measured on the first calibration batch; None where it was not within the budget, or not reached.
@@ -28,6 +47,7 @@ class Trial:
     """
 
     fp32: frozenset[str]
+    predicted: Prediction
     value: float
     within: bool
     milliseconds: float | None = None
@@ -39,21 +59,13 @@ class FrontPoint:
     """A mix of the predicted Pareto front.
 
     Attributes:
-        fp32: as of :class:`Trial`.
-        milliseconds: predicted, without the ops that are fp32 in every mix.
-        noise: predicted, as a share of the output's power.
+        fp32, predicted: as of :class:`Trial`.
         trial: None where it was not tried.
     """
 
     fp32: frozenset[str]
-    milliseconds: float
-    noise: float
+    predicted: Prediction
     trial: Trial | None
-
-    @property
-    def decibels(self) -> float:
-        """The noise as SQNR [dB]."""
-        return -10 * math.log10(self.noise) if self.noise > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -86,8 +98,8 @@ class SearchResult:
         front = [
             (
                 len(p.fp32),
-                f"{p.milliseconds:.3f}",
-                f"{p.decibels:.1f}",
+                f"{p.predicted.milliseconds:.3f}",
+                f"{p.predicted.decibels:.1f}",
                 "" if p.trial is None else f"{p.trial.value:.6g}",
                 ", ".join(path[key] for key in path if key in p.fp32 - known),
             )
@@ -115,7 +127,9 @@ class SearchResult:
         )
 
     def plot(self, path: str | os.PathLike[str], ops: int = 30) -> None:
-        """Draw the front with what was evaluated of it, and the noise that each of the costliest ``ops`` adds.
+        """Draw the front, what was evaluated and chosen, and the noise that each of the costliest ``ops`` adds.
+
+        Mixes without noise, as the model in fp32, are not drawn.
 
         ``path`` ends in ``.png``, ``.svg``, ``.pdf`` or another of matplotlib's formats.
 
@@ -136,12 +150,15 @@ class SearchResult:
         figure.savefig(path)
 
     def _draw_front(self, axes: Any) -> None:
-        points = [p for p in self.front if p.noise > 0]
-        axes.plot([p.milliseconds for p in points], [p.decibels for p in points], "o-", mfc="white", label="predicted")
+        def draw(mixes: Iterable[Trial | FrontPoint], style: str, **options: Any) -> None:
+            places = [m.predicted for m in mixes if m.predicted.noise > 0]
+            axes.plot([p.milliseconds for p in places], [p.decibels for p in places], style, **options)
+
+        draw(self.front, "o-", mfc="white", label="predicted")
         for within, color in ((True, "tab:green"), (False, "tab:red")):
-            tried = [p for p in points if p.trial is not None and p.trial.within == within]
             label = f"evaluated, {'within' if within else 'below'} the budget"
-            axes.plot([p.milliseconds for p in tried], [p.decibels for p in tried], "o", color=color, label=label)
+            draw([t for t in self.trials if t.within == within], "o", color=color, label=label)
+        draw([self.chosen], "*", ms=15, color="black", label="chosen")
         axes.set(xlabel="predicted time of the ops that can be int8 [ms]", ylabel="predicted SQNR of the output [dB]")
         axes.set_title("Pareto front")
         axes.legend()

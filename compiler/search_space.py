@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from ..passes.precision_cut import Point, PrecisionCosts
 from .mixes import mix
 from .module import QuantizedModule, lowered_module
 from .pipeline import quantize
+from .search_result import Prediction
 from .sensitivity import Sensitivity, frozen_pair, measure_sensitivity
 from .work import Work
 
@@ -39,6 +41,10 @@ class Space:
     costs: PrecisionCosts
     penalties: Mapping[str, float]
     front: Sequence[Point]
+
+    def predicted(self, mix: Mix) -> Prediction:
+        """What is expected of ``mix``."""
+        return Prediction(self.costs.total(mix), math.fsum(self.penalties.get(op, 0.0) for op in mix))
 
     @property
     def weighted(self) -> list[str]:

@@ -444,9 +444,24 @@ def test_the_file_of_another_search_is_refused_and_left_alone(tmp_path: Path) ->
 
 
 def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    found().plot(tmp_path / "front.png")
+    matplotlib = pytest.importorskip("matplotlib")
+    result = found()
+    result.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        result.plot(tmp_path / "front.svg")
+    text = (tmp_path / "front.svg").read_text()
+    assert all(f">{label}<" in text for label in ("predicted", "evaluated, below the budget", "chosen", *FRAGILE))
+
+
+def test_what_is_predicted_of_a_mix_that_was_tried_is_that_of_the_front() -> None:
+    result = found()
+    tried = [point for point in result.front if point.trial is not None]
+    assert tried and all(p.trial is not None and p.predicted == p.trial.predicted for p in tried)
+    assert result.front[-1].predicted.decibels == math.inf
+    ordered = [(p.predicted.milliseconds, -p.predicted.decibels) for p in result.front]
+    assert [ms for ms, _ in ordered] == sorted(ms for ms, _ in ordered)
+    assert [noise for _, noise in ordered] == sorted((noise for _, noise in ordered), reverse=True)
 
 
 def test_threads_find_the_same() -> None:
