@@ -25,7 +25,7 @@ from tests.models import ZOO, batches, settled
 from .peers import quiet
 from .tables import add_markdown, show
 
-OFF: dict[str, Any] = {"equalize": False, "smooth": False, "absorb_bias": False, "correct_bias": False}
+OFF: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "correct_bias", "mixed_precision"), False)
 CALIBRATION = 10  # images per batch
 HELD_OUT = 24  # inputs that the SQNR of the zoo is measured on: of fewer, a few tenths of a dB are chance
 Build = Callable[[nn.Module, Digits], nn.Module]
@@ -94,10 +94,12 @@ def ours(per_channel: bool, **options: Any) -> Build:
 CLE: dict[str, Any] = {"equalize": True}
 ABSORBED = {**CLE, "absorb_bias": True}
 CORRECTED = {**ABSORBED, "correct_bias": True}
-AUTO: dict[str, Any] = dict.fromkeys(OFF, "auto")
+RUINED: dict[str, Any] = {"mixed_precision": True}
+AUTO = {**dict.fromkeys(OFF, "auto"), **RUINED}
 STAIRCASE = {
     ("per tensor", "torch.ao FX"): torch_ao(False),
     ("per tensor", "plain"): ours(False),
+    ("per tensor", "plain, ruined layers in fp32"): ours(False, **RUINED),
     ("per tensor", "+ equalization (CLE)"): ours(False, **CLE),
     ("per tensor", "+ bias absorption"): ours(False, **ABSORBED),
     ("per tensor", "+ bias correction"): ours(False, **CORRECTED),
@@ -105,6 +107,7 @@ STAIRCASE = {
     ("per tensor", "default (auto)"): ours(False, **AUTO),
     ("per channel", "torch.ao FX"): torch_ao(True),
     ("per channel", "plain"): ours(True),
+    ("per channel", "plain, ruined layers in fp32"): ours(True, **RUINED),
     ("per channel", "default (auto)"): ours(True, **AUTO),
     ("per channel", "+ learned rounding"): ours(True, **AUTO, rounding="learned"),
 }

@@ -49,7 +49,12 @@ from .tables import Table, add_markdown, show
 
 # One scale per weight tensor and no pass that evens them out: more is lost, so that there is something to find.
 PLAIN = fxquant.QuantConfig(
-    weight="per_tensor_symmetric", equalize=False, smooth=False, absorb_bias=False, correct_bias=False
+    weight="per_tensor_symmetric",
+    equalize=False,
+    smooth=False,
+    absorb_bias=False,
+    correct_bias=False,
+    mixed_precision=False,
 )
 FOUR_BITS = replace(PLAIN, weight_bits=4)
 

@@ -19,7 +19,7 @@ from ..passes.eliminate_noops import EliminateNoops
 from ..passes.equalize import Equalize, nothing_against
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
-from ..passes.keep_fp32 import keep_fp32
+from ..passes.keep_fp32 import keep_fp32, nearness
 from ..passes.learn_rounding import LearnRounding
 from ..passes.place import place
 from ..passes.relu6_as_relu import Relu6AsRelu
@@ -195,13 +195,20 @@ def convert(work: Work) -> Work:
     if not work.options.config.mixed_precision:
         quantize(work)
         return work
-    chosen = mix(work, {})
-    exact = round_off(chosen)
+
+    def frozen(fp32: Mapping[str, str]) -> tuple[Work, Twin]:
+        chosen = mix(work, fp32)
+        return chosen, round_off(chosen)
+
+    def leaves(fp32: Mapping[str, str]) -> float:
+        chosen, exact = frozen(fp32)
+        return nearness(chosen.gm, exact, work.sample)
+
+    chosen, exact = frozen({})
     assert chosen.assignment is not None
-    kept = keep_fp32(chosen.gm, exact, chosen.assignment, work.options.backend, work.sample)
+    kept = keep_fp32(chosen.gm, exact, chosen.assignment, work.options.backend, work.sample, leaves)
     if kept:
-        chosen = mix(work, kept)
-        exact = round_off(chosen)
+        chosen, exact = frozen(kept)
     compensate(chosen, exact)
     return chosen
 

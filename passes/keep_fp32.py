@@ -1,13 +1,14 @@
 """Ops that stay in fp32 because int8 ruins the model's output there, or is slower: what needs no data with labels.
 
-Both are measured. Accuracy: where the int8 model as a whole is far from the fp32 one, each op that alone brings the
-output below :data:`LEAST_SQNR` is left out. Speed: the ops are split between int8 and fp32 by a minimum cut
-(:mod:`.precision_cut`) over measured times, with a head start for int8, so that noise decides nothing.
+Both are measured. Accuracy: where the int8 model as a whole brings the output below :data:`LEAST_SQNR`, each op that
+alone does is left out, and then as many of the next worst as it takes. Speed: the ops are split between int8 and fp32
+by a minimum cut (:mod:`.precision_cut`) over measured times, with a head start for int8, so that noise decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import networkx as nx
@@ -29,45 +30,70 @@ LEAST_GAIN = 0.02, 0.2  # of the time of all these ops, and in milliseconds: les
 
 
 def keep_fp32(
-    gm: fx.GraphModule, exact: Twin, assignment: Assignment, backend: Backend, sample: Sequence[Batch]
+    gm: fx.GraphModule,
+    exact: Twin,
+    assignment: Assignment,
+    backend: Backend,
+    sample: Sequence[Batch],
+    leaves: Callable[[Mapping[str, str]], float],
 ) -> dict[str, str]:
     """The reason for each int8 op of a frozen graph that should stay in fp32, by the name of its first node.
 
     What an override speaks of stays as it is, and layers that were given fewer than 8 bits are not judged by accuracy.
+    ``leaves`` tells how near [dB] the output is on the first batch with other ops in fp32, given as they are returned.
     """
     free = [u for u in assignment.int8_units if assignment.config.key_of(u.root) is None]
-    ruined = {
-        unit.root.name: f"int8 here would ruin the output: this op alone leaves {decibels:.1f} dB"
-        for unit, decibels in _ruinous(gm, exact, assignment, free, sample)
-    }
+    alone = _alone(gm, exact, assignment, free, sample)
+
+    def worst(count: int) -> dict[str, str]:
+        return {name: _ruinous(decibels) for decibels, name in alone[:count]}
+
+    ruined = worst(_how_many(alone, lambda count: leaves(_with_behind(assignment, worst(count)))))
     latencies = backend.latencies(Frozen(gm, *sample[0], frozenset(assignment.reasons)))
     if latencies is None:
-        return ruined | {u.root.name: PASSES for u in _behind(assignment, ruined)}
+        return _with_behind(assignment, ruined)
     return ruined | _slower(measured_costs(assignment, latencies), assignment, free, ruined)
 
 
-def _ruinous(
+def nearness(gm: fx.GraphModule, exact: Twin, sample: Sequence[Batch]) -> float:
+    """SQNR [dB] of a frozen graph's output on the first batch."""
+    return sqnr(*(Stepper(module, sample[:1]).finish() for module in (exact.module, gm)))
+
+
+def _alone(
     gm: fx.GraphModule, exact: Twin, assignment: Assignment, free: Sequence[Unit], sample: Sequence[Batch]
-) -> Iterator[tuple[Unit, float]]:
+) -> list[tuple[float, str]]:
+    """What each op leaves [dB] alone in int8, the worst first; nothing where the model as a whole is good enough."""
     judged = [u for u in free if u.rule.output is not Output.SHARED and assignment.config_of(u).weight_bits == 8]
-    first = sample[:1]
-    if not judged or sqnr(Stepper(exact.module, first).finish(), Stepper(gm, first).finish()) >= LEAST_SQNR:
-        return
-    pair = Pair(exact, Replay(exact.module, first[0]), Replay(gm, first[0]), int8_nodes(assignment))
-    for unit in judged:
-        decibels = sqnr([pair.fp32.output], [pair.only(unit)])
-        if decibels < LEAST_SQNR:
-            yield unit, decibels
+    if not judged or nearness(gm, exact, sample) >= LEAST_SQNR:
+        return []
+    pair = Pair(exact, Replay(exact.module, sample[0]), Replay(gm, sample[0]), int8_nodes(assignment))
+    return sorted((sqnr([pair.fp32.output], [pair.only(unit)]), unit.root.name) for unit in judged)
 
 
-def _behind(assignment: Assignment, fp32: dict[str, str]) -> list[Unit]:
-    """Ops that pass integers on, and would have none."""
-    found: dict[fx.Node, Unit] = {}
+def _how_many(alone: Sequence[tuple[float, str]], leaves: Callable[[int], float]) -> int:
+    """How many of the worst must be fp32. All that are ruinous alone; where no number is enough, no others."""
+    few = sum(decibels < LEAST_SQNR for decibels, _ in alone)
+    counts = range(few, len(alone) + 1)
+    if not alone or (few and leaves(few) >= LEAST_SQNR):
+        return few
+    place = bisect_left(counts, True, lo=1, key=lambda count: leaves(count) >= LEAST_SQNR)
+    return counts[place] if place < len(counts) else few
+
+
+def _ruinous(decibels: float) -> str:
+    whole = "" if decibels < LEAST_SQNR else " together with that in other ops"
+    return f"int8 here would ruin the output{whole}: this op alone leaves {decibels:.1f} dB"
+
+
+def _with_behind(assignment: Assignment, fp32: Mapping[str, str]) -> dict[str, str]:
+    """``fp32``, and the ops that pass integers on and would have none."""
+    found = dict(fp32)
     for unit in assignment.int8_units:
         sources = {p.maker for p in assignment.passed if unit.root in p.readers}
-        if unit.rule.output is Output.SHARED and any(s in found or (s is not None and s.name in fp32) for s in sources):
-            found[unit.root] = unit
-    return list(found.values())
+        if unit.rule.output is Output.SHARED and any(s is not None and s.name in found for s in sources):
+            found[unit.root.name] = PASSES
+    return found
 
 
 def _slower(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -51,6 +52,46 @@ def test_an_op_that_ruins_the_output_stays_in_fp32(backend: str) -> None:
     with torch.no_grad():
         exact, ours = ([m(x) for x in batches] for m in (model, q))
     assert sqnr(exact, ours) > keep_fp32.LEAST_SQNR + 10
+
+
+def deep(weight: float) -> nn.Sequential:
+    """Six layers whose scales are as coarse as ``weight``, the weight of a channel that is always zero."""
+    torch.manual_seed(0)
+    convs = [nn.Conv2d(3 if i == 0 else 9, 9, 1) for i in range(7)]
+    with torch.no_grad():
+        for conv, following in itertools.pairwise(convs):
+            conv.get_parameter("bias")[0] = -100.0
+            conv.weight[0] = 0.0
+            following.weight[:, 0] = weight
+            following.weight[:, 1:, 0, 0] = 0.9 * torch.eye(9)[:, 1:] + 0.3 * torch.rand(9, 8)
+    return nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU()))).eval()
+
+
+@pytest.mark.parametrize("backend", ["x86", "reference"])
+def test_as_many_of_the_worst_stay_in_fp32_as_ruin_the_output_together(backend: str) -> None:
+    """Six layers leave 11 to 16 dB each, and 4 dB in all."""
+    model, batches = deep(60.0), [images(8) for _ in range(3)]
+
+    def left(kept: Sequence[str], mixed: bool) -> tuple[float, dict[str, fxquant.Row]]:
+        config = QuantConfig(**PLAIN, mixed_precision=mixed, overrides=dict.fromkeys(kept))
+        q = fxquant.compile(model, calibration=batches, config=config, backend=backend)
+        with torch.no_grad():
+            return sqnr([model(batches[0])], [q(batches[0])]), row_of(q)
+
+    decibels, rows = left([], True)
+    ruinous = [n for n, row in rows.items() if "together with that in other ops: this op alone leaves" in row.reason]
+    ranked = [row.node for row in fxquant.sensitivity(model, batches[:1], config=QuantConfig(**PLAIN)).ranked]
+    assert 1 <= len(ruinous) <= 4 and {n for n, row in rows.items() if row.precision == "fp32"} == set(ruinous)
+    assert decibels >= keep_fp32.LEAST_SQNR and set(ruinous) == set(ranked[: len(ruinous)])
+    assert left(ranked[: len(ruinous) - 1], False)[0] < keep_fp32.LEAST_SQNR
+
+
+def test_where_no_number_of_ops_in_fp32_is_enough_only_those_that_are_ruinous_alone_are() -> None:
+    """Layers that an override wants in int8 ruin the output by themselves."""
+    model, batches = deep(150.0), [images(8) for _ in range(3)]
+    wanted = dict.fromkeys(("4", "6", "8", "10", "12"), QuantConfig(**PLAIN))
+    q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN, overrides=wanted))
+    assert {n for n, row in row_of(q).items() if row.precision == "fp32"} == {"2"}
 
 
 def test_it_does_not_where_the_pass_is_off_or_an_override_speaks_of_the_op() -> None:
@@ -166,10 +207,10 @@ def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monk
         return Latencies(times, times, times, times, {"add": "conv"})
 
     def ruinous_sum(gm: Any, exact: Any, assignment: Any, free: Any, sample: Any) -> Any:
-        return [(u, 3.0) for u in free if u.root.name == "add"]
+        return [(3.0, u.root.name) for u in free if u.root.name == "add"]
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
-    monkeypatch.setattr(keep_fp32, "_ruinous", ruinous_sum)
+    monkeypatch.setattr(keep_fp32, "_alone", ruinous_sum)
     q = fxquant.compile(
         Skips().eval(), calibration=[images(4) for _ in range(2)], config=QuantConfig(overrides=overrides)
     )
