@@ -89,7 +89,7 @@ def test_as_many_of_the_worst_stay_in_fp32_as_ruin_the_output_together(backend: 
 def test_where_no_number_of_ops_in_fp32_is_enough_only_those_that_are_ruinous_alone_are() -> None:
     """Layers that an override wants in int8 ruin the output by themselves."""
     model, batches = deep(150.0), [images(8) for _ in range(3)]
-    wanted = dict.fromkeys(("4", "6", "8", "10", "12"), QuantConfig(**PLAIN))
+    wanted: dict[Any, Any] = dict.fromkeys(("4", "6", "8", "10", "12"), QuantConfig(**PLAIN))
     q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN, overrides=wanted))
     assert {n for n, row in row_of(q).items() if row.precision == "fp32"} == {"2"}
 
