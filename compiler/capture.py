@@ -234,7 +234,7 @@ def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], t
     paths, classes = [], []
     for entry in entries:
         if isinstance(entry, str):
-            if entry not in modules:
+            if not entry or entry not in modules:  # the root cannot be a leaf of itself
                 raise ConfigError(f"leaf_modules: no module '{entry}'. {nearest(entry, filter(None, modules))}")
             paths.append(entry)
         elif not isinstance(entry, type):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx, nn
 
@@ -19,7 +20,7 @@ from ..passes.eliminate_noops import EliminateNoops
 from ..passes.equalize import Equalize, nothing_against
 from ..passes.fold_batchnorm import FoldBatchNorm
 from ..passes.freeze import freeze
-from ..passes.keep_fp32 import keep_fp32, nearness
+from ..passes.keep_fp32 import LEAST_SQNR, keep_fp32, nearness
 from ..passes.learn_rounding import LearnRounding
 from ..passes.place import place
 from ..passes.relu6_as_relu import Relu6AsRelu
@@ -176,11 +177,16 @@ def round_off(work: Work) -> Twin:
 def compensate(work: Work, exact: Twin) -> None:
     """Adjust the weights and biases of a frozen graph to the error that rounding makes."""
     assert work.assignment is not None
-    sample = work.sample[: _at_once(work.assignment)]
-    learn = LearnRounding(exact, work.assignment, sample)
+    learn = LearnRounding(exact, work.assignment, work.sample[: _at_once(work.assignment)])
     work.note(learn(work.gm))
     work.snapshot(learn.name)
-    work.note(correct_bias(work.gm, exact, work.assignment, sample))
+    correct(work, exact)
+
+
+def correct(work: Work, exact: Twin) -> None:
+    """Adjust the biases of a frozen graph."""
+    assert work.assignment is not None
+    work.note(correct_bias(work.gm, exact, work.assignment, work.sample[: _at_once(work.assignment)]))
     work.snapshot("correct_bias")
 
 
@@ -200,16 +206,19 @@ def convert(work: Work) -> Work:
         chosen = mix(work, fp32)
         return chosen, round_off(chosen)
 
-    def leaves(fp32: Mapping[str, str]) -> float:
+    def trial(fp32: Mapping[str, str]) -> float:
         chosen, exact = frozen(fp32)
+        correct(chosen, exact)
         return nearness(chosen.gm, exact, work.sample)
 
     chosen, exact = frozen({})
     assert chosen.assignment is not None
-    kept = keep_fp32(chosen.gm, exact, chosen.assignment, work.options.backend, work.sample, leaves)
-    if kept:
-        chosen, exact = frozen(kept)
+    kept = keep_fp32(chosen.gm, exact, chosen.assignment, work.options.backend, work.sample, trial)
+    if kept.reasons:
+        chosen, exact = frozen(kept.reasons)
     compensate(chosen, exact)
+    if kept.is_ruined and (left := nearness(chosen.gm, exact, work.sample)) < LEAST_SQNR:
+        chosen.remark = f"int8 ruins the output: {left:.1f} dB on the first batch"
     return chosen
 
 
@@ -226,7 +235,7 @@ def lower(work: Work, trained: bool = False) -> tuple[Lowered, Report]:
     verify(lowered, work.assignment)
     table = work.options.backend.table
     report = static_report(work.gm, table, work.assignment, work.layers, lowered, work.notes, work.fp32_bytes)
-    return lowered, report
+    return lowered, replace(report, remark=work.remark)
 
 
 def _nothing_to_quantize(assignment: Assignment) -> str:

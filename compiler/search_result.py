@@ -152,7 +152,8 @@ class SearchResult:
     def _draw_front(self, axes: Any) -> None:
         def draw(mixes: Iterable[Trial | FrontPoint], style: str, **options: Any) -> None:
             places = [m.predicted for m in mixes if m.predicted.noise > 0]
-            axes.plot([p.milliseconds for p in places], [p.decibels for p in places], style, **options)
+            if places:  # what is not drawn has no place in the legend
+                axes.plot([p.milliseconds for p in places], [p.decibels for p in places], style, **options)
 
         draw(self.front, "o-", mfc="white", label="predicted")
         for within, color in ((True, "tab:green"), (False, "tab:red")):
@@ -161,7 +162,8 @@ class SearchResult:
         draw([self.chosen], "*", ms=15, color="black", label="chosen")
         axes.set(xlabel="predicted time of the ops that can be int8 [ms]", ylabel="predicted SQNR of the output [dB]")
         axes.set_title("Pareto front")
-        axes.legend()
+        if axes.lines:
+            axes.legend()
 
     def _draw_sensitivity(self, axes: Any, ops: int) -> None:
         rows = self.sensitivity.ranked[:ops]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,7 +43,8 @@ class Space:
 
     def predicted(self, mix: Mix) -> Prediction:
         """What is expected of ``mix``."""
-        return Prediction(self.costs.total(mix), math.fsum(self.penalties.get(op, 0.0) for op in mix))
+        point = self.costs.point(mix, self.penalties)
+        return Prediction(point.cost, point.penalty)
 
     @property
     def weighted(self) -> list[str]:

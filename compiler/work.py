@@ -48,6 +48,7 @@ class Work:
         assignment: int8 or fp32 for every op; None before :func:`prepare`.
         folded_linears: linear layers with a batch normalisation folded into them.
         layers: what becomes of layers that overrides ask to have int8 or fp16 weights, and fp32 in and out.
+        remark: on the whole model, for the report.
     """
 
     gm: fx.GraphModule
@@ -58,6 +59,7 @@ class Work:
     assignment: Assignment | None = None
     folded_linears: list[fx.Node] = field(default_factory=list)
     layers: LayerPlan = field(default_factory=LayerPlan)
+    remark: str = ""
     sample: Sample = field(default_factory=Sample)
 
     def snapshot(self, step: str) -> None:

@@ -7,9 +7,10 @@ by a minimum cut (:mod:`.precision_cut`) over measured times, with a head start 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import networkx as nx
 from torch import fx
@@ -17,16 +18,29 @@ from torch import fx
 from ..backends.base import Backend, Frozen, Output
 from ..backends.units import Unit
 from ..compiler.batches import Batch
-from ..compiler.lockstep import Stepper, Twin, sqnr
+from ..compiler.lockstep import Stepper, Twin, sqnr, squares
 from ..compiler.pair import Pair, int8_nodes
 from ..compiler.replay import Replay
 from .assign_precision import MIXED, PASSES, Assignment
 from .measured_costs import measured_costs
 from .precision_cut import PrecisionCosts
 
-LEAST_SQNR = 10.0  # dB; the noise of one op is then a tenth of the output's power
+LEAST_SQNR = 10.0  # dB; the noise is then a tenth of the output's power
 HEAD_START = 1.1  # fp32 must be faster by this factor
 LEAST_GAIN = 0.02, 0.2  # of the time of all these ops, and in milliseconds: less is not worth a change
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What should stay in fp32.
+
+    Attributes:
+        reasons: of each such op, by the name of its first node.
+        is_ruined: whether int8 ruins the output all the same.
+    """
+
+    reasons: dict[str, str]
+    is_ruined: bool = False
 
 
 def keep_fp32(
@@ -35,53 +49,71 @@ def keep_fp32(
     assignment: Assignment,
     backend: Backend,
     sample: Sequence[Batch],
-    leaves: Callable[[Mapping[str, str]], float],
-) -> dict[str, str]:
-    """The reason for each int8 op of a frozen graph that should stay in fp32, by the name of its first node.
+    trial: Callable[[Mapping[str, str]], float],
+) -> Kept:
+    """The int8 ops of a frozen graph that should stay in fp32.
 
     What an override speaks of stays as it is, and layers that were given fewer than 8 bits are not judged by accuracy.
-    ``leaves`` tells how near [dB] the output is on the first batch with other ops in fp32, given as they are returned.
+
+    Args:
+        gm, exact: the frozen graph, and that in fp32.
+        assignment, backend, sample: of the model; ``sample`` is in order, and its first batch is what is judged by.
+        trial: the :func:`nearness` of the model with other ops in fp32, given as in :attr:`Kept.reasons`, once its
+            biases are corrected.
     """
     free = [u for u in assignment.int8_units if assignment.config.key_of(u.root) is None]
-    alone = _alone(gm, exact, assignment, free, sample)
-
-    def worst(count: int) -> dict[str, str]:
-        return {name: _ruinous(decibels) for decibels, name in alone[:count]}
-
-    ruined = worst(_how_many(alone, lambda count: leaves(_with_behind(assignment, worst(count)))))
+    is_ruined = nearness(gm, exact, sample) < LEAST_SQNR and trial({}) < LEAST_SQNR
+    ruinous = _ruinous(_alone(gm, exact, assignment, free, sample), assignment, trial) if is_ruined else {}
+    kept = _with_behind(assignment, ruinous)
     latencies = backend.latencies(Frozen(gm, *sample[0], frozenset(assignment.reasons)))
-    if latencies is None:
-        return _with_behind(assignment, ruined)
-    return ruined | _slower(measured_costs(assignment, latencies), assignment, free, ruined)
+    slower = _slower(measured_costs(assignment, latencies), assignment, free, ruinous) if latencies is not None else {}
+    if not is_ruined:
+        return Kept(slower)
+    left, faster = trial(kept), trial(ruinous | slower) if slower else -math.inf
+    if faster >= min(left, LEAST_SQNR):
+        kept, left = ruinous | slower, faster
+    return Kept(kept, left < LEAST_SQNR)
 
 
 def nearness(gm: fx.GraphModule, exact: Twin, sample: Sequence[Batch]) -> float:
-    """SQNR [dB] of a frozen graph's output on the first batch."""
-    return sqnr(*(Stepper(module, sample[:1]).finish() for module in (exact.module, gm)))
+    """SQNR [dB] of a frozen graph's output on the first batch; infinite where fp32 gives zeros, which tell nothing."""
+    expected, ours = (Stepper(module, sample[:1]).finish() for module in (exact.module, gm))
+    signal = sum(float(squares(output, output)[0].sum()) for output in expected)
+    return sqnr(expected, ours) if signal != 0 else math.inf
 
 
 def _alone(
     gm: fx.GraphModule, exact: Twin, assignment: Assignment, free: Sequence[Unit], sample: Sequence[Batch]
 ) -> list[tuple[float, str]]:
-    """What each op leaves [dB] alone in int8, the worst first; nothing where the model as a whole is good enough."""
-    judged = [u for u in free if u.rule.output is not Output.SHARED and assignment.config_of(u).weight_bits == 8]
-    if not judged or nearness(gm, exact, sample) >= LEAST_SQNR:
-        return []
+    """What each op that is judged leaves [dB] alone in int8, the worst first."""
     pair = Pair(exact, Replay(exact.module, sample[0]), Replay(gm, sample[0]), int8_nodes(assignment))
+    judged = [u for u in free if u.rule.output is not Output.SHARED and assignment.config_of(u).weight_bits == 8]
     return sorted((sqnr([pair.fp32.output], [pair.only(unit)]), unit.root.name) for unit in judged)
 
 
-def _how_many(alone: Sequence[tuple[float, str]], leaves: Callable[[int], float]) -> int:
-    """How many of the worst must be fp32. All that are ruinous alone; where no number is enough, no others."""
+def _ruinous(
+    alone: Sequence[tuple[float, str]], assignment: Assignment, trial: Callable[[Mapping[str, str]], float]
+) -> dict[str, str]:
+    """The reasons for all ops that are ruinous ``alone``, and for as many of the next worst as it takes.
+
+    Where no number of them is enough, there are no others.
+    """
+
+    def worst(count: int) -> dict[str, str]:
+        return {name: _reason(decibels) for decibels, name in alone[:count]}
+
+    def is_enough(count: int) -> bool:
+        return trial(_with_behind(assignment, worst(count))) >= LEAST_SQNR
+
     few = sum(decibels < LEAST_SQNR for decibels, _ in alone)
-    counts = range(few, len(alone) + 1)
-    if not alone or (few and leaves(few) >= LEAST_SQNR):
-        return few
-    place = bisect_left(counts, True, lo=1, key=lambda count: leaves(count) >= LEAST_SQNR)
-    return counts[place] if place < len(counts) else few
+    if few and is_enough(few):
+        return worst(few)
+    counts = range(few + 1, len(alone) + 1)
+    place = bisect_left(counts, True, key=is_enough)
+    return worst(counts[place] if place < len(counts) else few)
 
 
-def _ruinous(decibels: float) -> str:
+def _reason(decibels: float) -> str:
     whole = "" if decibels < LEAST_SQNR else " together with that in other ops"
     return f"int8 here would ruin the output{whole}: this op alone leaves {decibels:.1f} dB"
 

@@ -77,6 +77,10 @@ class PrecisionCosts:
                 total += value.quantize if quantized else 0.0
         return total
 
+    def point(self, int8: frozenset[Key], penalties: Mapping[Key, float]) -> Point:
+        """The choice ``int8`` with what it costs."""
+        return Point(int8, self.total(int8), math.fsum(penalties.get(op, 0.0) for op in int8))
+
     def cheapest(
         self,
         penalties: Mapping[Key, float] | None = None,
@@ -112,19 +116,16 @@ class PrecisionCosts:
     def front(self, penalties: Mapping[Key, float]) -> list[Point]:
         """The corners of the convex hull of cost against penalty: the cheapest first, that without penalties last."""
 
-        def point(int8: frozenset[Key]) -> Point:
-            return Point(int8, self.total(int8), math.fsum(penalties.get(op, 0.0) for op in int8))
-
         def between(a: Point, b: Point) -> list[Point]:
             slope = (b.cost - a.cost) / (a.penalty - b.penalty)
-            new = point(self.cheapest(penalties, slope))
+            new = self.point(self.cheapest(penalties, slope), penalties)
             gain = (a.cost + slope * a.penalty) - (new.cost + slope * new.penalty)
             if not gain > 1e-9 * abs(b.cost) or not a.penalty > new.penalty > b.penalty:
                 return []
             return [*between(a, new), new, *between(new, b)]
 
-        exact = point(self.cheapest(fixed={op: False for op, p in penalties.items() if p > 0}))
-        cheapest = point(self.cheapest())
+        exact = self.point(self.cheapest(fixed={op: False for op, p in penalties.items() if p > 0}), penalties)
+        cheapest = self.point(self.cheapest(), penalties)
         if not (cheapest.cost < exact.cost and cheapest.penalty > exact.penalty):
             return [exact]
         found = [cheapest, *between(cheapest, exact), exact]

@@ -298,6 +298,8 @@ def test_leaf_modules_that_match_nothing() -> None:
         fxquant.prepare(Controlled(), leaf_modules=[nn.Linear])
     with pytest.raises(ConfigError, match=r"must be a list"):
         fxquant.prepare(Controlled(), leaf_modules="inner")
+    with pytest.raises(ConfigError, match="leaf_modules: no module ''"):
+        fxquant.prepare(Controlled(), leaf_modules=[""])
     with pytest.raises(ConfigError, match="leaf_modules must be a list of paths and classes, got None alone"):
         fxquant.prepare(Controlled(), leaf_modules=None)
     with pytest.raises(ConfigError, match=r"leaf_modules: Linear\(.*\) is neither a module's path nor a class"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import fxquant
 from fxquant import QuantConfig
 from fxquant.backends.base import Frozen, Latencies
 from fxquant.backends.x86 import X86Backend, entry
+from fxquant.compiler import pipeline
 from fxquant.compiler.lockstep import decibels, sqnr
 from fxquant.passes import keep_fp32
 
@@ -92,6 +94,55 @@ def test_where_no_number_of_ops_in_fp32_is_enough_only_those_that_are_ruinous_al
     wanted: dict[Any, Any] = dict.fromkeys(("4", "6", "8", "10", "12"), QuantConfig(**PLAIN))
     q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN, overrides=wanted))
     assert {n for n, row in row_of(q).items() if row.precision == "fp32"} == {"2"}
+    assert "int8 ruins the output: " in q.report.remark and q.report.remark.endswith("dB on the first batch")
+
+
+def test_the_report_tells_of_a_ruined_output_unless_learned_rounding_mends_it() -> None:
+    """9 dB with two bits, 18 dB with learned rounding."""
+    torch.manual_seed(0)
+    model, batches = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), [images(8)] * 2
+    few = QuantConfig(**PLAIN, weight="per_tensor_symmetric", weight_bits=2)
+    remark = fxquant.compile(model, calibration=batches, config=few).report.remark
+    assert remark.startswith("int8 ruins the output: ")
+    learned = fxquant.compile(model, calibration=batches, config=replace(few, rounding="learned"))
+    with torch.no_grad():
+        decibels = sqnr([model(batches[0])], [learned(batches[0])])
+    assert decibels > keep_fp32.LEAST_SQNR + 5 and learned.report.remark == ""
+
+
+@pytest.mark.parametrize("backend", ["x86", "reference"])
+def test_what_bias_correction_mends_is_not_ruined(backend: str) -> None:
+    """4 dB without it, 17 with it."""
+    model, batches = deep(60.0), [torch.rand(8, 3, 32, 32) for _ in range(3)]
+
+    def left(corrects: bool) -> tuple[float, fxquant.Report]:
+        config = QuantConfig(**{**PLAIN, "correct_bias": corrects})
+        q = fxquant.compile(model, calibration=batches, config=config, backend=backend)
+        with torch.no_grad():
+            return sqnr([model(batches[0])], [q(batches[0])]), q.report
+
+    assert left(False)[1].counts["fp32"] > 0
+    decibels, report = left(True)
+    assert decibels > keep_fp32.LEAST_SQNR and report.counts == {"int8": 7} and report.remark == ""
+
+
+class Difference(nn.Module):
+    """What a network gives for two inputs: nothing where they are the same. [N,16], [N,16] -> [N,8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        difference: Tensor = self.net(x) - self.net(y)
+        return difference
+
+
+def test_an_output_of_zeros_tells_nothing() -> None:
+    x = torch.randn(4, 16)
+    data = [(x, x), (x, torch.randn(4, 16))]
+    rows = row_of(fxquant.compile(Difference().eval(), calibration=data, config=QuantConfig(**PLAIN)))
+    assert not any("ruin" in row.reason for row in rows.values())
 
 
 def test_it_does_not_where_the_pass_is_off_or_an_override_speaks_of_the_op() -> None:
@@ -142,6 +193,22 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
 def compiled(config: QuantConfig | None = None) -> Mapping[str, fxquant.Row]:
     torch.manual_seed(0)
     return row_of(fxquant.compile(TwoBranches().eval(), calibration=[images(4) for _ in range(2)], config=config))
+
+
+@pytest.mark.parametrize("costs_accuracy", [False, True])
+def test_what_is_slower_stays_in_int8_where_the_output_is_ruined_without_it(
+    costs_accuracy: bool, times: dict[str, tuple[float, float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(*args: Any) -> keep_fp32.Kept:
+        *others, trial = args
+        decide: Any = keep_fp32.keep_fp32
+        return decide(*others, lambda fp32: 5.0 if costs_accuracy and "_0" in fp32 else trial(fp32))
+
+    times["_0"] = (9.0, 1.0)
+    monkeypatch.setattr(pipeline, "keep_fp32", judged)
+    rows = row_of(fxquant.compile(ruinous(), calibration=[images(8) for _ in range(3)], config=QuantConfig(**PLAIN)))
+    assert "ruin" in rows["4"].reason and rows["2"].precision == "int8"
+    assert rows["0"].precision == ("int8" if costs_accuracy else "fp32")
 
 
 def test_an_op_that_is_slower_in_int8_stays_in_fp32_with_what_it_passes_through(
@@ -211,6 +278,8 @@ def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monk
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
     monkeypatch.setattr(keep_fp32, "_alone", ruinous_sum)
+    for module in (keep_fp32, pipeline):
+        monkeypatch.setattr(module, "nearness", lambda gm, exact, sample: 0.0)
     q = fxquant.compile(
         Skips().eval(), calibration=[images(4) for _ in range(2)], config=QuantConfig(overrides=overrides)
     )
