@@ -27,7 +27,7 @@ import fxquant
 from fxquant.backends.x86 import X86Backend
 from fxquant.compiler.batches import Batch
 from fxquant.compiler.demo import digits_network, load_digits, train
-from fxquant.compiler.evaluation import same
+from fxquant.compiler.evaluation import reaches
 from fxquant.compiler.latency import interleaved_medians
 from fxquant.compiler.pipeline import calibrated
 from fxquant.compiler.search_space import Mix, Space, search_space
@@ -35,6 +35,7 @@ from fxquant.compiler.sensitivity import frozen_pair, measured_pairs
 from fxquant.compiler.work import Options
 from tests.models import ZOO, batches, settled
 
+from .accuracy import OFF
 from .search_tasks import (
     calibration,
     deep_network,
@@ -48,14 +49,7 @@ from .search_tasks import (
 from .tables import Table, add_markdown, show
 
 # One scale per weight tensor and no pass that evens them out: more is lost, so that there is something to find.
-PLAIN = fxquant.QuantConfig(
-    weight="per_tensor_symmetric",
-    equalize=False,
-    smooth=False,
-    absorb_bias=False,
-    correct_bias=False,
-    mixed_precision=False,
-)
+PLAIN = fxquant.QuantConfig(weight="per_tensor_symmetric", **OFF)
 FOUR_BITS = replace(PLAIN, weight_bits=4)
 
 # Layers that two bits make fragile: with any of them in int8 the network misses its budget.
@@ -149,7 +143,7 @@ def best(options: argparse.Namespace) -> Table:
             with _quiet():
                 result = fxquant.search(model, data, evaluate, max_drop, config=FOUR_BITS)
             ours = frozenset(space.costs.fp32) - result.chosen.fp32
-            within = [known[i] for i, value in enumerate(values) if value >= result.floor or same(value, result.floor)]
+            within = [known[i] for i, value in enumerate(values) if reaches(value, result.floor)]
             first = _times([module for _, module in within], data[0], rounds=15)
             fastest = [within[i][0] for i in sorted(range(len(within)), key=first.__getitem__)[:5]]
             again = _compiled_times(space, fastest, data[0])
@@ -188,8 +182,7 @@ def zoo(options: argparse.Namespace) -> Table:
                 rows = result.best.report.rows
                 ops = f"{sum(row.precision == 'fp32' for row in rows)} of {len(rows)}"
                 row = [name, f"{max_drop:g}", f"{result.fp32:.4f}", f"{int8:.4f}", f"{result.chosen.value:.4f}"]
-                value = evaluate(result.best)
-                within = value >= result.floor or same(value, result.floor)
+                within = reaches(evaluate(result.best), result.floor)
                 row += ["yes" if within else "NO", ops, str(len(result.trials))]
                 body.append([*row, f"{seconds:.0f}", f"{ours:.2f}", f"{theirs:.2f}", f"{ours / theirs:.2f}"])
                 print(*body[-1], flush=True)

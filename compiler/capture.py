@@ -239,9 +239,9 @@ def leaves(model: nn.Module, entries: Sequence[Leaf]) -> tuple[frozenset[str], t
             paths.append(entry)
         elif not isinstance(entry, type):
             raise ConfigError(f"leaf_modules: {entry!r} is neither a module's path nor a class.")
+        elif not any(isinstance(m, entry) for m in modules.values()):
+            raise ConfigError(f"leaf_modules: the model has no module of class {entry.__name__}.")
         else:
-            if not any(isinstance(m, entry) for m in modules.values()):
-                raise ConfigError(f"leaf_modules: the model has no module of class {entry.__name__}.")
             classes.append(entry)
     return frozenset(paths), tuple(classes)
 

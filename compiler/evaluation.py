@@ -81,6 +81,11 @@ def same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-9)
 
 
+def reaches(value: float, floor: float) -> bool:
+    """Whether an evaluation is no less than ``floor``, but for fp32 rounding."""
+    return value >= floor or same(value, floor)
+
+
 def _shown(value: object) -> str:
     shape = getattr(value, "shape", None)
     return f"{type(value).__name__} of shape {tuple(shape)}" if shape is not None else repr(value)

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .batches import copied
-from .evaluation import Evaluation, same
+from .evaluation import Evaluation, reaches
 from .latency import interleaved_medians
 from .module import QuantizedModule
 from .search_result import Trial
@@ -99,7 +99,7 @@ class Judge:
         return frozenset(self.space.costs.fp32) - mix
 
     def is_within(self, value: float) -> bool:
-        return value >= self.floor or same(value, self.floor)
+        return reaches(value, self.floor)
 
     @property
     def int8_within(self) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from torch import fx, nn
 
@@ -167,7 +168,7 @@ def quantize(work: Work) -> Twin:
 def round_off(work: Work) -> Twin:
     """From a calibrated graph to a frozen one. Returns the graph in fp32."""
     assert work.assignment is not None
-    choose_ranges(work.gm, work.assignment, work.sample[: _at_once(work.assignment)])
+    choose_ranges(work.gm, work.assignment, _side_by_side(work))
     exact = twin(work.gm)
     freeze(work.gm, work.assignment, work.options.backend)
     work.snapshot("freeze")
@@ -177,7 +178,7 @@ def round_off(work: Work) -> Twin:
 def compensate(work: Work, exact: Twin) -> None:
     """Adjust the weights and biases of a frozen graph to the error that rounding makes."""
     assert work.assignment is not None
-    learn = LearnRounding(exact, work.assignment, work.sample[: _at_once(work.assignment)])
+    learn = LearnRounding(exact, work.assignment, _side_by_side(work))
     work.note(learn(work.gm))
     work.snapshot(learn.name)
     correct(work, exact)
@@ -186,14 +187,15 @@ def compensate(work: Work, exact: Twin) -> None:
 def correct(work: Work, exact: Twin) -> None:
     """Adjust the biases of a frozen graph."""
     assert work.assignment is not None
-    work.note(correct_bias(work.gm, exact, work.assignment, work.sample[: _at_once(work.assignment)]))
+    work.note(correct_bias(work.gm, exact, work.assignment, _side_by_side(work)))
     work.snapshot("correct_bias")
 
 
-def _at_once(assignment: Assignment) -> int:
-    """How many batches may run side by side: their largest values, a few of which live at a time, are bounded."""
-    sizes = [math.prod(v.shape) * v.dtype.itemsize for v in assignment.values.values()]
-    return max(1, LOCKSTEP_BYTES // max(*sizes, 1))
+def _side_by_side(work: Work) -> Sequence[Batch]:
+    """The batches that may run at once: their largest values, a few of which live at a time, are bounded."""
+    assert work.assignment is not None
+    sizes = [math.prod(v.shape) * v.dtype.itemsize for v in work.assignment.values.values()]
+    return work.sample[: max(1, LOCKSTEP_BYTES // max(*sizes, 1))]
 
 
 def convert(work: Work) -> Work:
@@ -206,8 +208,9 @@ def convert(work: Work) -> Work:
         chosen = mix(work, fp32)
         return chosen, round_off(chosen)
 
-    def trial(fp32: Mapping[str, str]) -> float:
-        chosen, exact = frozen(fp32)
+    @cache
+    def trial(fp32: frozenset[str]) -> float:
+        chosen, exact = frozen(dict.fromkeys(fp32, "tried"))
         correct(chosen, exact)
         return nearness(chosen.gm, exact, work.sample)
 

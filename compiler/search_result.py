@@ -101,7 +101,7 @@ class SearchResult:
                 f"{p.predicted.milliseconds:.3f}",
                 f"{p.predicted.decibels:.1f}",
                 "" if p.trial is None else f"{p.trial.value:.6g}",
-                ", ".join(path[key] for key in path if key in p.fp32 - known),
+                ", ".join(name for key, name in path.items() if key in p.fp32 - known),
             )
             for p, known in zip(self.front, before, strict=False)
         ]

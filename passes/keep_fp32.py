@@ -18,7 +18,7 @@ from torch import fx
 from ..backends.base import Backend, Frozen, Output
 from ..backends.units import Unit
 from ..compiler.batches import Batch
-from ..compiler.lockstep import Stepper, Twin, sqnr, squares
+from ..compiler.lockstep import Stepper, Twin, decibels, sqnr, squares
 from ..compiler.pair import Pair, int8_nodes
 from ..compiler.replay import Replay
 from .assign_precision import MIXED, PASSES, Assignment
@@ -49,7 +49,7 @@ def keep_fp32(
     assignment: Assignment,
     backend: Backend,
     sample: Sequence[Batch],
-    trial: Callable[[Mapping[str, str]], float],
+    trial: Callable[[frozenset[str]], float],
 ) -> Kept:
     """The int8 ops of a frozen graph that should stay in fp32.
 
@@ -58,28 +58,28 @@ def keep_fp32(
     Args:
         gm, exact: the frozen graph, and that in fp32.
         assignment, backend, sample: of the model; ``sample`` is in order, and its first batch is what is judged by.
-        trial: the :func:`nearness` of the model with other ops in fp32, given as in :attr:`Kept.reasons`, once its
+        trial: the :func:`nearness` of the model with other ops in fp32, named as in :attr:`Kept.reasons`, once its
             biases are corrected.
     """
     free = [u for u in assignment.int8_units if assignment.config.key_of(u.root) is None]
-    is_ruined = nearness(gm, exact, sample) < LEAST_SQNR and trial({}) < LEAST_SQNR
+    is_ruined = nearness(gm, exact, sample) < LEAST_SQNR and trial(frozenset()) < LEAST_SQNR
     ruinous = _ruinous(_alone(gm, exact, assignment, free, sample), assignment, trial) if is_ruined else {}
     kept = _with_behind(assignment, ruinous)
     latencies = backend.latencies(Frozen(gm, *sample[0], frozenset(assignment.reasons)))
     slower = _slower(measured_costs(assignment, latencies), assignment, free, ruinous) if latencies is not None else {}
     if not is_ruined:
         return Kept(slower)
-    left, faster = trial(kept), trial(ruinous | slower) if slower else -math.inf
-    if faster >= min(left, LEAST_SQNR):
-        kept, left = ruinous | slower, faster
-    return Kept(kept, left < LEAST_SQNR)
+    faster = ruinous | slower
+    if slower and trial(frozenset(faster)) >= min(trial(frozenset(kept)), LEAST_SQNR):
+        kept = faster
+    return Kept(kept, trial(frozenset(kept)) < LEAST_SQNR)
 
 
 def nearness(gm: fx.GraphModule, exact: Twin, sample: Sequence[Batch]) -> float:
     """SQNR [dB] of a frozen graph's output on the first batch; infinite where fp32 gives zeros, which tell nothing."""
-    expected, ours = (Stepper(module, sample[:1]).finish() for module in (exact.module, gm))
-    signal = sum(float(squares(output, output)[0].sum()) for output in expected)
-    return sqnr(expected, ours) if signal != 0 else math.inf
+    (expected,), (ours,) = (Stepper(module, sample[:1]).finish() for module in (exact.module, gm))
+    signal, noise = (float(power.sum()) for power in squares(expected, ours))
+    return decibels(signal, noise) if signal != 0 else math.inf
 
 
 def _alone(
@@ -92,7 +92,7 @@ def _alone(
 
 
 def _ruinous(
-    alone: Sequence[tuple[float, str]], assignment: Assignment, trial: Callable[[Mapping[str, str]], float]
+    alone: Sequence[tuple[float, str]], assignment: Assignment, trial: Callable[[frozenset[str]], float]
 ) -> dict[str, str]:
     """The reasons for all ops that are ruinous ``alone``, and for as many of the next worst as it takes.
 
@@ -100,12 +100,12 @@ def _ruinous(
     """
 
     def worst(count: int) -> dict[str, str]:
-        return {name: _reason(decibels) for decibels, name in alone[:count]}
+        return {name: _reason(left) for left, name in alone[:count]}
 
     def is_enough(count: int) -> bool:
-        return trial(_with_behind(assignment, worst(count))) >= LEAST_SQNR
+        return trial(frozenset(_with_behind(assignment, worst(count)))) >= LEAST_SQNR
 
-    few = sum(decibels < LEAST_SQNR for decibels, _ in alone)
+    few = sum(left < LEAST_SQNR for left, _ in alone)
     if few and is_enough(few):
         return worst(few)
     counts = range(few + 1, len(alone) + 1)
@@ -113,9 +113,9 @@ def _ruinous(
     return worst(counts[place] if place < len(counts) else few)
 
 
-def _reason(decibels: float) -> str:
-    whole = "" if decibels < LEAST_SQNR else " together with that in other ops"
-    return f"int8 here would ruin the output{whole}: this op alone leaves {decibels:.1f} dB"
+def _reason(left: float) -> str:
+    whole = "" if left < LEAST_SQNR else " together with that in other ops"
+    return f"int8 here would ruin the output{whole}: this op alone leaves {left:.1f} dB"
 
 
 def _with_behind(assignment: Assignment, fp32: Mapping[str, str]) -> dict[str, str]:
