@@ -1,1 +1,1 @@
-"""Backends: a table of ops each, and the lowering of frozen graphs."""
+"""Backends: what each op means (``base``, ``ops``), and a folder per backend with what runs it."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig
-from fxquant.compiler.demo import Digits, InvertedResidual, accuracy, digits_network, load_digits, train
-from fxquant.compiler.lockstep import sqnr
+from fxquant.compiler.cli.demo import Digits, InvertedResidual, accuracy, digits_network, load_digits, train
+from fxquant.compiler.numerics.metrics import sqnr
 from tests.models import ZOO, batches, settled
 
 from .peers import quiet

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QATModule, QuantConfig
-from fxquant.compiler.demo import Digits, accuracy, digits_network, load_digits, train
-from fxquant.compiler.latency import interleaved_medians
+from fxquant.compiler.cli.demo import Digits, accuracy, digits_network, load_digits, train
+from fxquant.compiler.execution.timing import interleaved_medians
 from tests.models import batches, settled
 
 from .peers import quiet

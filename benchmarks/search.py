@@ -25,14 +25,14 @@ from torch import nn
 
 import fxquant
 from fxquant.backends.x86 import X86Backend
-from fxquant.compiler.batches import Batch
-from fxquant.compiler.demo import digits_network, load_digits, train
-from fxquant.compiler.evaluation import reaches
-from fxquant.compiler.latency import interleaved_medians
-from fxquant.compiler.pipeline import calibrated
-from fxquant.compiler.search_space import Mix, Space, search_space
-from fxquant.compiler.sensitivity import frozen_pair, measured_pairs
-from fxquant.compiler.work import Options
+from fxquant.compiler.cli.demo import digits_network, load_digits, train
+from fxquant.compiler.diagnosis.sensitivity import frozen_pair, measured_pairs
+from fxquant.compiler.execution.batches import Batch
+from fxquant.compiler.execution.timing import interleaved_medians
+from fxquant.compiler.search.evaluation import reaches
+from fxquant.compiler.search.space import Mix, Space, search_space
+from fxquant.compiler.workflows.pipeline import calibrated
+from fxquant.compiler.workflows.work import Options
 from tests.models import ZOO, batches, settled
 
 from .accuracy import OFF

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.compiler.demo import Digits, InvertedResidual, accuracy, conv_bn
-from fxquant.compiler.search_space import Mix, Space
+from fxquant.compiler.cli.demo import Digits, InvertedResidual, accuracy, conv_bn
+from fxquant.compiler.search.space import Mix, Space
 from tests.models import settled
 
 Evaluate = Callable[[nn.Module], float]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 import fxquant
-from fxquant.compiler.latency import interleaved_medians
+from fxquant.compiler.execution.timing import interleaved_medians
 
 PACKAGES = ("asyncio", "collections", "concurrent", "email", "http", "importlib", "json", "logging", "unittest", "xml")
 MODULES = (

@@ -5,7 +5,7 @@ share one scale, and the passes that even ranges out are off, so that there is s
 """
 
 import fxquant
-from fxquant.compiler.demo import accuracy, digits_network, load_digits, train
+from fxquant.compiler.cli.demo import accuracy, digits_network, load_digits, train
 
 CONFIG = fxquant.QuantConfig(
     weight="per_tensor_symmetric", weight_bits=4, equalize=False, smooth=False, correct_bias=False

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import trange
 
 import fxquant
-from fxquant.compiler.demo import Digits, accuracy, digits_network, load_digits, train
+from fxquant.compiler.cli.demo import Digits, accuracy, digits_network, load_digits, train
 
 
 def fine_tune(model: nn.Module, digits: Digits, epochs: int) -> None:

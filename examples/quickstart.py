@@ -3,7 +3,7 @@
 import torch
 
 import fxquant
-from fxquant.compiler.demo import accuracy, digits_network, load_digits, train
+from fxquant.compiler.cli.demo import accuracy, digits_network, load_digits, train
 
 
 def main(epochs: int = 8) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fxquant.passes import keep_fp32
+from fxquant.passes.analysis import keep_fp32
 
 settings.register_profile("fxquant", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("fxquant")

@@ -8,20 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...compiler.errors import ConfigError
-from ..base import Frozen, Latencies, Lowered, Target
-from ..dynamic import DynamicLayer, Layer
-from . import saturation
-from .apart import Apart
-from .engine import take_deprecation_warning
-from .entry import enter_in_fp32
-from .executors import EXECUTORS, graph_forms
-from .frozen_graph import FrozenGraph
-from .fuse import fuse
-from .latencies import measure_latencies
-from .lower import Lowering
-from .table import build_table
-from .tune import Tuner
+from ...compiler.core.errors import ConfigError
+from ...compiler.core.messages import check_choice
+from ...compiler.core.progress import log, stage
+from ..base.backend import Latencies, Lowered, Target
+from ..base.binding import Binding
+from ..base.dynamic_layer import DynamicLayer
+from ..base.program import FrozenProgram, copy_program
+from .bindings import saturation
+from .bindings.table import BINDINGS
+from .codegen.executors import EXECUTORS, graph_forms
+from .lowering.fp32_entry import drop_entry_pairs
+from .lowering.fuse import fuse
+from .lowering.kernel_errors import KernelErrors
+from .lowering.latencies import measure_latencies
+from .lowering.lower import Lowering
+from .lowering.program_view import ProgramView
+from .runtime.engine import swallow_deprecation_warning
+from .tuning.cache import machine
+from .tuning.tuner import Tuner
+
+AFFINE_LIMIT = 64  # without VNNI the raw integers must leave the 16-bit pair sums room, whatever the zero point
 
 
 def detect_target() -> Target:
@@ -35,55 +42,61 @@ class X86Backend:
     """Kernels of fbgemm and oneDNN through ``torch.ops.quantized``, chosen by measuring.
 
     Args:
-        target: the CPU to compile for; None detects this one.
-        executor: see :mod:`.executors`.
-        tuner: measured kernel times; None reads and writes the cache on disk.
+        target: the CPU to compile for; None is this one.
+        executor: how the lowered graph runs, see :mod:`.codegen.executors`.
+        tuner: measured kernel times; None uses the cache on disk.
     """
 
     name = "x86"
+    bindings: Mapping[str, Binding] = BINDINGS
+    measures_latency = True
 
     def __init__(self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None) -> None:
-        take_deprecation_warning()
+        swallow_deprecation_warning()
         if target is not None and not isinstance(target, Target):
             raise ConfigError(f"target must be a Target, got {type(target).__name__}.")
+        check_choice("executor", executor, EXECUTORS)
         self.target = target or detect_target()
-        self.table = build_table()
+        self.affine_weight_limit = None if self.target.vnni else AFFINE_LIMIT
         self.executor = executor
         self.tuner = tuner or Tuner(executor=executor)
+
+    @property
+    def machine(self) -> str:
+        """The CPU and the version of torch."""
+        return machine()
 
     def weight_scale_floor(
         self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
     ) -> Tensor | None:
-        """See :mod:`.saturation`; with VNNI nothing saturates."""
+        """See :mod:`.bindings.saturation`. With VNNI nothing saturates."""
         if self.target.vnni or weight.dim() < 2 or hasattr(layer, "num_embeddings"):
             return None
         axis = 1 if getattr(layer, "transposed", False) else 0
         return saturation.scale_floor(weight, axis, int(getattr(layer, "groups", 1)), top, rounding)
 
-    def dynamic(self, layer: Layer) -> DynamicLayer:
-        """The class that the layer's row names, made of it."""
-        made: DynamicLayer = layer.rule.dynamic(layer)
-        return made
-
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
-        """See :func:`.executors.graph_forms`."""
+        """The graph under TorchScript, if that takes it, and as it is."""
         return graph_forms(gm, self.executor)
 
-    def latencies(self, frozen: Frozen) -> Latencies:
-        """See :mod:`.latencies`; measured once, then read from the cache on disk."""
-        measured = measure_latencies(FrozenGraph(frozen, self.table), self.tuner)
+    def latencies(self, program: FrozenProgram) -> Latencies:
+        """Measured once, then read from the cache on disk."""
+        measured = measure_latencies(ProgramView(program), self.tuner)
         self.tuner.save()
         return measured
 
-    def lower(self, frozen: Frozen) -> Lowered:
-        """Fuse where it pays, choose kernels, emit. What was trained keeps its roundings: both leave some out."""
-        graph = FrozenGraph(frozen, self.table)
-        if not frozen.trained:
-            enter_in_fp32(graph, self.tuner)
-            fuse(graph, self.tuner)
-        lowering = Lowering(FrozenGraph(frozen, self.table), self.tuner)
-        emitter, kernels = lowering.emit()
+    def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
+        """Fuse where that is faster, choose kernels, emit."""
+        copied = copy_program(program, layers)
+        executed = copied.program
+        if not program.keep_roundings:  # both drop pairs
+            view = ProgramView(executed)
+            entered, fused = drop_entry_pairs(view, self.tuner), fuse(view, self.tuner)
+            log.info("x86: %d first ops compute in fp32, %d ops are fused into the one before", entered, fused)
+        lowering = Lowering(ProgramView(executed), self.tuner)
+        lowering.emit()
         self.tuner.save()
-        run = EXECUTORS[self.executor](emitter, frozen)
-        apart = Apart(frozen.module, emitter, lowering.int8)
-        return Lowered(run, frozen, kernels, emitter.weight_bytes(), apart)
+        with stage("build the lowered graph"):
+            run = EXECUTORS[self.executor](lowering.emitter, executed)
+        errors = KernelErrors(executed.module, lowering.emitter, lowering.int8)
+        return Lowered(run, executed, copied.of, lowering.choices, lowering.emitter.weight_bytes(), errors)

@@ -1,15 +1,16 @@
 """fxquant: an FX graph-mode auto-quantization compiler for PyTorch on x86 CPUs."""
 
-from .backends.base import Target
-from .compiler import debug
+from .backends.base.backend import Target
+from .backends.base.program import FrozenProgram
 from .compiler.api import compile, convert, prepare
-from .compiler.config import QuantConfig
-from .compiler.errors import (
+from .compiler.core.config import QuantConfig
+from .compiler.core.errors import (
     BudgetWarning,
     CalibrationError,
     CallError,
     CaptureError,
     ConfigError,
+    ContractError,
     FxquantError,
     ModelError,
     SearchError,
@@ -17,12 +18,14 @@ from .compiler.errors import (
     TrainingError,
     VerificationError,
 )
-from .compiler.module import Prepared, QuantizedModule
-from .compiler.qat_module import QATModule
-from .compiler.report import Report, Row
-from .compiler.search import search
-from .compiler.search_result import SearchResult
-from .compiler.sensitivity import Sensitivity, UnitSensitivity, sensitivity
+from .compiler.diagnosis import debug
+from .compiler.diagnosis.sensitivity import Sensitivity, UnitSensitivity, sensitivity
+from .compiler.report.report import Report, Row
+from .compiler.runtime.prepared import Prepared
+from .compiler.runtime.qat_module import QATModule
+from .compiler.runtime.quantized_module import QuantizedModule
+from .compiler.search.result import SearchResult
+from .compiler.search.search import search
 
 __version__ = "0.1.0"
 
@@ -32,6 +35,8 @@ __all__ = [
     "CallError",
     "CaptureError",
     "ConfigError",
+    "ContractError",
+    "FrozenProgram",
     "FxquantError",
     "ModelError",
     "Prepared",

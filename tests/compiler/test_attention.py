@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxquant.compiler.attention import ProjectedAttention, take_attention_apart
+from fxquant.passes.dynamic.attention import take_attention_apart
+from fxquant.passes.dynamic.projected_attention import ProjectedAttention
 
 
 @settings(deadline=None, max_examples=150)

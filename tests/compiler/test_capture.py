@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import CaptureError, ConfigError
-from fxquant.compiler.capture import capture
-from fxquant.compiler.normalize import normalize
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.capture.normalize import normalize
 
 from .toys import TABLE, Branchy, Controlled, Lambda, compiled, computed, images, normalized, row, small, sqnr
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import ConfigError, QuantConfig
-from fxquant.compiler.qdq import dequantize_channels
+from fxquant.compiler.numerics.quantize import dequantize_channels
 
 from .toys import Lambda, compiled, images, row, rows, small
 

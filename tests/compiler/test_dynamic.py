@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import ConfigError, ModelError, QuantConfig, QuantizedModule, StateError
-from fxquant.backends.dynamic import DynamicLayer
+from fxquant.backends.base.layers import DynamicLayer
 from fxquant.backends.reference import ReferenceLayer
-from fxquant.compiler.lockstep import sqnr
+from fxquant.compiler.numerics.metrics import sqnr
 
 
 class Tagger(nn.Module):

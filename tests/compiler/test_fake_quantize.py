@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fxquant import TrainingError
-from fxquant.compiler.fake_quantize import MOMENTUM, FakeQuantize, fake_quantize, fake_quantize_channels
-from fxquant.compiler.qdq import along, dequantize_channels, quantize_channels, round_trip
-from fxquant.compiler.types import QParams, affine_qparams, symmetric_qparams
+from fxquant.compiler.core.qparams import QParams, affine_qparams, symmetric_qparams
+from fxquant.compiler.numerics.fake_quantize import MOMENTUM, FakeQuantize
+from fxquant.compiler.numerics.quantize import along, dequantize_channels, quantize_channels, round_trip
+from fxquant.compiler.numerics.straight_through import fake_quantize, fake_quantize_channels
 
 
 @given(st.floats(-8, 0), st.floats(0.01, 8), st.integers(0, 2**31))

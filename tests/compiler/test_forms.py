@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fxquant
 from fxquant import StateError
-from fxquant.compiler.lockstep import sqnr
+from fxquant.compiler.numerics.metrics import sqnr
 
 
 class Base(nn.Module):

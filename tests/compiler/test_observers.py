@@ -12,16 +12,10 @@ from torch import Tensor
 
 import fxquant
 from fxquant import CalibrationError
-from fxquant.compiler.observers import (
-    OBSERVER_CLASSES,
-    FixedObserver,
-    HistogramObserver,
-    MinMaxObserver,
-    Observer,
-    joint_qparams,
-)
-from fxquant.compiler.ranges import mse_range
-from fxquant.compiler.types import QParams, affine_qparams, symmetric_qparams
+from fxquant.compiler.core.qparams import QParams, affine_qparams, symmetric_qparams
+from fxquant.compiler.numerics.observer import Observer, joint_qparams
+from fxquant.compiler.numerics.observers import OBSERVER_CLASSES, FixedObserver, HistogramObserver, MinMaxObserver
+from fxquant.compiler.numerics.ranges import mse_range
 
 MERGEABLE = ["histogram", "minmax", "percentile", "entropy"]
 NAMES = list(OBSERVER_CLASSES)

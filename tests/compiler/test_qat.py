@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 import fxquant
 from fxquant import CalibrationError, ConfigError, QATModule, QuantConfig, StateError, TrainingError
-from fxquant.compiler.demo import accuracy, conv_bn, load_digits
+from fxquant.compiler.cli.demo import accuracy, conv_bn, load_digits
 from tests.models import batches, settled
 
 from .ddp_worker import train

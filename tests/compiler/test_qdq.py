@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxquant.compiler.qdq import dequantize, dequantize_channels, quantize, quantize_channels
-from fxquant.compiler.types import affine_qparams, symmetric_qparams
+from fxquant.compiler.core.qparams import affine_qparams, symmetric_qparams
+from fxquant.compiler.numerics.quantize import dequantize, dequantize_channels, quantize, quantize_channels
 
 ends = st.floats(-1000, 1000, width=32)
 

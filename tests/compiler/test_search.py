@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import BudgetWarning, ConfigError, ModelError, QuantConfig, SearchError, SearchResult
-from fxquant.backends.base import Frozen, Latencies
-from fxquant.backends.x86 import X86Backend, executors
-from fxquant.compiler import judge
-from fxquant.compiler.lockstep import sqnr
+from fxquant.backends.base.backend import Latencies
+from fxquant.backends.base.program import Frozen
+from fxquant.backends.x86 import X86Backend
+from fxquant.backends.x86.codegen import executors
+from fxquant.compiler.numerics.metrics import sqnr
+from fxquant.compiler.search import evaluator as judge
 
 from .search_toys import FRAGILE, LAYERS, batches, closeness, config, model
 

@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import ConfigError, QuantConfig
-from fxquant.backends.base import Target
-from fxquant.compiler.capture import capture
-from fxquant.compiler.lockstep import sqnr as sqnr_of
-from fxquant.compiler.replay import Replay
+from fxquant.backends.base.backend import Target
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.execution.replay import Replay
+from fxquant.compiler.numerics.metrics import sqnr as sqnr_of
 
 from .toys import Lambda, images, settle, small
 

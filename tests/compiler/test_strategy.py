@@ -10,9 +10,9 @@ from typing import cast
 
 import pytest
 
-from fxquant.compiler.search_space import Mix, Space
-from fxquant.compiler.strategy import PATIENCE, Strategy
-from fxquant.passes.precision_cut import OUTSIDE, Crossing, Point, PrecisionCosts
+from fxquant.compiler.search.space import Mix, Space
+from fxquant.compiler.search.strategy import PATIENCE, Strategy
+from fxquant.passes.analysis.precision_cut import OUTSIDE, Crossing, Point, PrecisionCosts
 
 
 @dataclass

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant.backends.x86.table import build_table
-from fxquant.compiler.capture import capture
-from fxquant.compiler.normalize import normalize
-from fxquant.compiler.report import Row
+from fxquant.backends.x86.bindings.table import build_table
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.capture.normalize import normalize
+from fxquant.compiler.report.report import Row
 
 TABLE = build_table()
 

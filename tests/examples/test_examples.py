@@ -9,8 +9,9 @@ from types import ModuleType
 
 import pytest
 
-from fxquant.compiler import cli, demo
-from fxquant.compiler.errors import FxquantError
+from fxquant.compiler.cli import demo
+from fxquant.compiler.cli import main as cli
+from fxquant.compiler.core.errors import FxquantError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fxquant import QuantConfig
-from fxquant.passes.absorb_bias import AbsorbBias
 from fxquant.passes.base import PassResult
+from fxquant.passes.rewrites.absorb_bias import AbsorbBias
 from tests.compiler.toys import TABLE, Lambda, compiled, images, normalized
 
 Forward = Callable[[Any, Tensor], Any]

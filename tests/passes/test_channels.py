@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig
-from fxquant.passes.equalize import TOLERANCE, Equalize
+from fxquant.passes.rewrites.equalize import TOLERANCE, Equalize
 from tests.compiler.toys import TABLE, Lambda, images, normalized
 from tests.passes.random_graphs import uneven
 from tests.passes.test_equalize import equalized, relative_error, unsettled

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig
-from fxquant.passes import correct_bias
+from fxquant.passes.quantization import correct_bias
 from tests.compiler.toys import Lambda, compiled
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from fxquant import QuantConfig
+from fxquant.passes.analysis.channels import Port, scale_classes
 from fxquant.passes.base import PassResult
-from fxquant.passes.channels import Port, scale_classes
-from fxquant.passes.equalize import TOLERANCE, Equalize, nothing_against
-from fxquant.passes.layer_weight import by_channels
+from fxquant.passes.layers.layer_weight import by_channels
+from fxquant.passes.rewrites.equalize import TOLERANCE, Equalize, nothing_against
 from tests.compiler.toys import TABLE, Lambda, compiled, images, normalized, unchanged
 from tests.passes.random_graphs import STEPS, RandomGraph, uneven
 

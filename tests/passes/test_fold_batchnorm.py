@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant.passes.eliminate_noops import EliminateNoops
-from fxquant.passes.fold_batchnorm import FoldBatchNorm
+from fxquant.passes.rewrites.eliminate_noops import EliminateNoops
+from fxquant.passes.rewrites.fold_batchnorm import FoldBatchNorm
 from tests.compiler.toys import TABLE, Lambda, compiled, computed, normalized, settle, small, sqnr
 from tests.models import ConvBNAct, resnet18
 

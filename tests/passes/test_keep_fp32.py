@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig
-from fxquant.backends.base import Frozen, Latencies
-from fxquant.backends.x86 import X86Backend, entry
-from fxquant.compiler import pipeline
-from fxquant.compiler.lockstep import decibels, sqnr
-from fxquant.passes import keep_fp32
+from fxquant.backends.base.backend import Latencies
+from fxquant.backends.base.program import Frozen
+from fxquant.backends.x86 import X86Backend
+from fxquant.backends.x86.lowering import fp32_entry as entry
+from fxquant.compiler.numerics.metrics import decibels, sqnr
+from fxquant.compiler.workflows import pipeline
+from fxquant.passes.analysis import keep_fp32
 
 from ..compiler.toys import images
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from fxquant.backends.x86.table import build_table
-from fxquant.compiler.capture import capture
-from fxquant.compiler.normalize import normalize
+from fxquant.backends.x86.bindings.table import build_table
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.capture.normalize import normalize
 from fxquant.passes.base import PassResult
-from fxquant.passes.merge_linears import MergeLinears
+from fxquant.passes.rewrites.merge_linears import MergeLinears
 
 TABLE = build_table()
 

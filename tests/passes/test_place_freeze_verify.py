@@ -13,13 +13,14 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant import VerificationError
-from fxquant.backends.base import Frozen, Lowered
-from fxquant.compiler.observers import DeQuantStub, Observer, QuantStub
-from fxquant.compiler.pipeline import start
-from fxquant.compiler.qdq import dequantize, quantize
-from fxquant.compiler.work import Work
-from fxquant.passes.freeze import freeze
-from fxquant.passes.verify import verify
+from fxquant.backends.base.program import Frozen, Lowered
+from fxquant.compiler.numerics.observer import Observer
+from fxquant.compiler.numerics.quantize import dequantize, quantize
+from fxquant.compiler.numerics.stubs import DeQuantStub, QuantStub
+from fxquant.compiler.workflows.pipeline import start
+from fxquant.compiler.workflows.work import Work
+from fxquant.passes.quantization.freeze import freeze
+from fxquant.passes.quantization.verify import verify
 from tests.compiler.toys import Lambda, compiled, data, images, row, rows, settle, small, sqnr
 from tests.models import mobilenet_v3_large, resnet18
 

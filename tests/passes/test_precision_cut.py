@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fxquant.passes.precision_cut import OUTSIDE, Crossing, PrecisionCosts
+from fxquant.passes.analysis.precision_cut import OUTSIDE, Crossing, PrecisionCosts
 
 
 def random_costs(seed: int) -> tuple[PrecisionCosts, dict[int, float]]:

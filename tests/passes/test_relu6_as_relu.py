@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import QuantConfig
-from fxquant.passes.relu6_as_relu import Relu6AsRelu
+from fxquant.passes.rewrites.relu6_as_relu import Relu6AsRelu
 from tests.compiler.toys import TABLE, compiled, images, normalized
 from tests.passes.random_graphs import uneven
 

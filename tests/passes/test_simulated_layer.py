@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantConfig
-from fxquant.backends.base import Target
+from fxquant.backends.base.backend import Target
 from fxquant.backends.reference import ReferenceBackend
 from fxquant.backends.x86 import X86Backend
-from fxquant.passes.fold_batchnorm import fold
-from fxquant.passes.simulated_layer import SimulatedLayer, WeightFakeQuantize
+from fxquant.passes.rewrites.fold_batchnorm import fold
+from fxquant.passes.training.simulated_layer import SimulatedLayer
+from fxquant.passes.training.weight_fake_quantize import WeightFakeQuantize
 from tests.compiler.toys import TABLE
 
 REFERENCE = ReferenceBackend(TABLE, Target(vnni=True))

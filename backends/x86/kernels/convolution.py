@@ -1,4 +1,4 @@
-"""Convolutions, plain, transposed and with an epilogue."""
+"""Convolutions, plain and transposed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call, Kernels, clamped, engines_for, qint8
-from ..emitter import Emitter
-from ..engine import ONEDNN
+from ..codegen.emitter import Emitter
+from ..runtime.engine import ONEDNN
+from .calls import Candidate, Int8Call, Kernels, clamped, engines_for, qint8
 from .fp32 import in_fp32
 
 Q = torch.ops.quantized
@@ -22,7 +21,7 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
     """Convolution over ``dims`` axes of space."""
     name = f"conv_transpose{dims}d" if transposed else f"conv{dims}d"
     packet = getattr(Q, name)
-    # The default overload of conv2d and conv3d still takes the options that packing has taken in.
+    # The default overload of conv2d and conv3d is an old one, which takes the options again.
     op = packet.new if "new" in packet.overloads() else packet.default
     prepack = getattr(Q, f"{name}_prepack").default
 
@@ -54,9 +53,9 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
 def conv_transpose(dims: int) -> Kernels:
     """Transposed convolution.
 
-    Kernels of both engines give wrong results for some shapes (torch 2.13; fbgemm for a window of 2, oneDNN where
-    the numbers of channels differ), which the tuner finds out. Hence two more ways: where windows do not overlap,
-    a pointwise convolution to all pixels of the window and a pixel shuffle; and fp32.
+    The kernels of both engines are wrong for some shapes (torch 2.13: fbgemm for a window of 2, oneDNN if the numbers
+    of channels differ); the tuner finds out. So there are two more candidates: fp32, and, if windows do not overlap, a
+    pointwise convolution to all pixels of the window and a pixel shuffle.
     """
     direct = conv(dims, transposed=True)
 
@@ -90,58 +89,3 @@ def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
         return clamped(emitter, call, whole)
 
     return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build)
-
-
-def conv2d_add(call: Int8Call) -> list[Candidate]:
-    """Convolution plus a residual, which is overwritten: ``inputs`` are the image and the residual."""
-
-    def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
-        groups = int(call.kwargs.get("groups", 1))
-        packed = call.pack(ONEDNN, lambda w, b: Q.conv2d_prepack(w, b, *lists, groups))
-        relu = call.clamp is not None and call.clamp[0] == 0
-        op = Q.conv2d_add_relu.default if relu else Q.conv2d_add.default
-        args = (emitter.constant(packed, "conv2d"), call.result.scale, call.result.zero_point)
-        return clamped(emitter, call, emitter.call_onednn(op, inputs[0], inputs[1], *args))
-
-    usable = ONEDNN in engines_for(call)
-    return [Candidate("quantized::conv2d_add (onednn)", build)] if usable else []
-
-
-def conv2d_activation(attribute: str) -> Kernels:
-    """Convolution with the activation as a post-op of oneDNN, so that nothing is rounded between them."""
-
-    def candidates(call: Int8Call) -> list[Candidate]:
-        if ONEDNN not in engines_for(call):
-            return []
-        weight, source, out = call.weight, call.inputs[0].qparams, call.result
-        assert weight is not None and source is not None
-        lists = [call.option(n, d, 2) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1))]
-        groups = int(call.kwargs.get("groups", 1))
-        channels = weight.integers.shape[0]
-        scale = weight.scale.expand(channels).contiguous()
-
-        def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-            key = "onednn bytes"
-            if key not in call.packed:
-                call.packed[key] = torch.ops.onednn.qconv_prepack(
-                    weight.integers,
-                    scale,
-                    source.scale,
-                    source.zero_point,
-                    *lists,
-                    groups,
-                    call.inputs[0].shape,
-                )
-            result = emitter.call(
-                torch.ops.fxquant.conv2d_activation.default,
-                inputs[0], emitter.constant(call.packed[key], "conv2d"), emitter.constant(scale, "scale"),
-                emitter.constant(torch.zeros(channels, dtype=torch.int32), "zero_point"),
-                emitter.constant(call.bias, "bias") if call.bias is not None else None,
-                *lists, groups, out.scale, out.zero_point, attribute,
-            )  # fmt: skip
-            return clamped(emitter, call, result)
-
-        return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build)]
-
-    return candidates

@@ -1,4 +1,4 @@
-"""What every op can do between int8 ones: compute in fp32."""
+"""The kernel that every op has: compute in fp32."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
-from ....compiler.qdq import dequantize_channels
-from ....compiler.types import QParams
-from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call, Operand
-from ..emitter import Emitter
-
-Q = torch.ops.quantized
-
+from ....compiler.core.qparams import QParams
+from ....compiler.numerics.quantize import dequantize_channels
+from ..codegen.emitter import Emitter
+from .calls import Candidate, Int8Call, Operand
 
 FP32 = "fp32 between dequantize and quantize"
 FP32_ENTRY = "fp32 on unrounded inputs"
 
 
 def in_fp32(call: Int8Call) -> Candidate:
-    """What every op has: dequantize (inputs that are not fp32 already), compute in fp32, quantize if that is asked."""
+    """Dequantize the int8 inputs, compute in fp32, quantize the output if the call has qparams for it."""
     entry = all(o.qparams is None for o in call.inputs)
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
@@ -56,11 +52,11 @@ def in_fp32(call: Int8Call) -> Candidate:
             result = emitter.call(torch.clamp, result, *call.clamp)
         return result if call.out is None else emitter.quantize(result, call.out)
 
-    return Candidate(FP32_ENTRY if entry else FP32, build)
+    return Candidate(FP32_ENTRY if entry else FP32, build, precision="fp32")
 
 
 def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) -> Candidate:
-    """``inner`` behind the quantization of its fp32 inputs: what an entry in fp32 is compared with."""
+    """``inner`` behind the quantization of its fp32 inputs: the alternative to computing on unrounded inputs."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         rounded = [emitter.quantize(x, k, channels_last=True) for x, k in zip(inputs, known, strict=True)]
@@ -70,5 +66,5 @@ def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) 
 
 
 def no_kernels(call: Int8Call) -> list[Candidate]:
-    """None of its own: :func:`in_fp32` is the way."""
+    """No int8 kernel: :func:`in_fp32` is the only candidate."""
     return []

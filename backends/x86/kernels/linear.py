@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call, Kernels, clamped, engines_for
-from ..emitter import Emitter
-from ..engine import FBGEMM, ONEDNN
+from ..codegen.emitter import Emitter
+from ..runtime.engine import FBGEMM, ONEDNN
+from .calls import Candidate, Int8Call, Kernels, clamped, engines_for
 
 Q = torch.ops.quantized
 
 
 def linear(call: Int8Call) -> list[Candidate]:
-    """Linear with int8 in and int8 out; with fp32 out, quantization of the input is part of the kernel."""
+    """Linear with int8 input and output. If the output is fp32, the kernel takes fp32 and quantizes the input."""
     if call.out is None:
         return _linear_to_float(call)
     found = []
@@ -53,7 +52,7 @@ def _linear_to_float(call: Int8Call) -> list[Candidate]:
 
 
 def linear_activation(op: Any, *params: str) -> Kernels:
-    """Linear with an activation that oneDNN fuses: leaky_relu, tanh."""
+    """Linear with an activation that oneDNN fuses (leaky_relu, tanh)."""
 
     def candidates(call: Int8Call) -> list[Candidate]:
         if ONEDNN not in engines_for(call) or call.out is None:
@@ -76,7 +75,7 @@ def _packed_linear(emitter: Emitter, call: Int8Call, engine: str) -> fx.Node:
 
 
 def embedding(call: Int8Call) -> list[Candidate]:
-    """Rows of uint8 with an fp32 scale each, given as fp32."""
+    """Rows of uint8 with an fp32 scale each; the output is fp32."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         def pack(_: Tensor, __: Tensor | None) -> Any:
@@ -96,6 +95,6 @@ def embedding(call: Int8Call) -> list[Candidate]:
 
 
 def _rows(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """A quint8 tensor with float qparams per row, holding just these integers."""
+    """A quint8 tensor of these integers, with float qparams per row."""
     exact = (integers.float() - zero_point[:, None]) * scale[:, None]
     return torch.quantize_per_channel(exact, scale, zero_point, 0, torch.quint8)

@@ -1,4 +1,4 @@
-"""Elementwise ops, norms, joins."""
+"""Elementwise ops, normalizations, joins."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .. import ops  # noqa: F401  (defines torch.ops.fxquant)
-from ..calls import Candidate, Int8Call, Kernels, clamped
-from ..emitter import Emitter
-from ..engine import QNNPACK
+from ..codegen.emitter import Emitter
+from ..runtime import torch_ops  # noqa: F401  (defines torch.ops.fxquant)
+from ..runtime.engine import QNNPACK
+from .calls import Candidate, Int8Call, Kernels, clamped
 
 Q = torch.ops.quantized
 
 
 def elementwise(op: Any, *params: str, extra: Callable[[Int8Call], tuple[Any, ...]] | None = None) -> Kernels:
-    """``op(x, *params, scale, zero_point)``; ``extra`` gives what stands between the input and the scale."""
+    """``op(x, *params, scale, zero_point)``; ``extra`` gives the arguments between the input and the scale."""
 
     def candidates(call: Int8Call) -> list[Candidate]:
         def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
@@ -52,7 +52,7 @@ def binary(op: Any) -> Kernels:
         found = [Candidate(op._schema.name, plain)]
         gate = _gate(call)
         if gate is not None:
-            # A gate of one value per channel makes the kernel run one pixel at a time.
+            # With one value per channel the kernel runs pixel by pixel.
             found.append(Candidate(f"{op._schema.name} (gate spread)", spread))
         return found
 
@@ -60,7 +60,7 @@ def binary(op: Any) -> Kernels:
 
 
 def _gate(call: Int8Call) -> int | None:
-    """Which input, if one, is a value per channel (``N x C x 1 x 1``) over an image of the other."""
+    """The input that has one value per channel (``N x C x 1 x 1``) where the other is an image; None if neither."""
     if len(call.inputs) != 2 or any(len(o.shape) != 4 for o in call.inputs):
         return None
     for i in (0, 1):
@@ -92,7 +92,7 @@ def elementwise_pair(op: Any) -> Kernels:
 
 
 def fixed(op: Any) -> Kernels:
-    """``op(x)`` whose output has qparams of its own."""
+    """``op(x)``, whose output has fixed qparams."""
 
     def candidates(call: Int8Call) -> list[Candidate]:
         return [Candidate(op._schema.name, lambda emitter, inputs: emitter.call(op, inputs[0]))]
@@ -101,7 +101,7 @@ def fixed(op: Any) -> Kernels:
 
 
 def elu(call: Int8Call) -> list[Candidate]:
-    """``quantized::elu`` has its parameter behind the qparams."""
+    """``quantized::elu``, whose parameter is behind the qparams."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         args = (call.result.scale, call.result.zero_point, call.kwargs.get("alpha", 1.0))
@@ -111,7 +111,7 @@ def elu(call: Int8Call) -> list[Candidate]:
 
 
 def silu(call: Int8Call) -> list[Candidate]:
-    """``x * sigmoid(x)``. QNNPACK takes the sigmoid of an integer from a table of 256."""
+    """``x * sigmoid(x)``. QNNPACK takes the sigmoid of an integer from a table of 256 values."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         known = call.result
@@ -124,7 +124,7 @@ def silu(call: Int8Call) -> list[Candidate]:
 
 
 def cat(call: Int8Call) -> list[Candidate]:
-    """Concatenation; inputs with other qparams are requantized on the way. ``stack`` adds the axis first."""
+    """Concatenation. Inputs with other qparams are requantized. ``stack`` adds the axis first."""
     stacked = call.op == "stack"
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
@@ -138,7 +138,7 @@ def cat(call: Int8Call) -> list[Candidate]:
 
 
 def batch_norm(op: Any) -> Kernels:
-    """Batch normalisation that no layer could take in."""
+    """Batch normalization that is not folded into a layer."""
 
     def candidates(call: Int8Call) -> list[Candidate]:
         def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:

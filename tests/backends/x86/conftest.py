@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fxquant.backends.x86 import entry, tune
+from fxquant.backends.x86 import tune
+from fxquant.backends.x86.lowering import fp32_entry as entry
 
 
 @pytest.fixture(scope="session", autouse=True)

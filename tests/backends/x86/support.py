@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant.compiler.module import QuantizedModule
-from fxquant.compiler.qdq import dequantize, quantize
+from fxquant.compiler.numerics.quantize import dequantize, quantize
+from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 
 def seeded(build: Any, seed: int = 0) -> Any:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fxquant import QuantConfig
-from fxquant.backends.base import IntegerWeight
-from fxquant.backends.dynamic import DynamicLayer, Layer, weight_names
+from fxquant.backends.base.layers import DynamicLayer, Layer, weight_names
+from fxquant.backends.base.weights import IntegerWeight
 from fxquant.backends.x86 import X86Backend
-from fxquant.backends.x86.dynamic.embedding import rows_of
-from fxquant.backends.x86.table import build_table
-from fxquant.compiler.values import tensors_of
-from fxquant.passes.weights import quantize_weight
+from fxquant.backends.x86.bindings.table import build_table
+from fxquant.backends.x86.kernels.layers.embedding import rows_of
+from fxquant.compiler.core.tensors import tensors_of
+from fxquant.passes.layers.weight_grid import quantize_weight
 
 from .support import seeded, sqnr
 

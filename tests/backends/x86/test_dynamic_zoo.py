@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import fxquant
-from fxquant.backends.dynamic import weight_names
-from fxquant.compiler.lockstep import sqnr
+from fxquant.backends.base.layers import weight_names
+from fxquant.compiler.numerics.metrics import sqnr
 
 from ...models import ZOO, batches, settled
 from ...sequence_models import SEQUENCES

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.backends.x86.engine import available
-from fxquant.backends.x86.engine import engine as set_engine
-from fxquant.compiler.module import QuantizedModule
+from fxquant.backends.x86.runtime.engine import available
+from fxquant.backends.x86.runtime.engine import engine as set_engine
+from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 from .support import compiled, oracle, seeded, sqnr
 
@@ -42,7 +42,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fuse whatever the clock says, so that a module needs the engine."""
-    from fxquant.backends.x86 import fuse
+    from fxquant.backends.x86.lowering import fuse
 
     monkeypatch.setattr(fuse, "TOLERANCE", 1e9)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fxquant
-from fxquant.backends.x86 import entry
+from fxquant.backends.x86.lowering import fp32_entry as entry
 
 
 def model() -> nn.Module:

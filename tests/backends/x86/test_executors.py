@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fxquant.backends.x86 import tune
-from fxquant.backends.x86.calls import Candidate, Int8Call
+from fxquant.backends.x86.kernels.calls import Candidate, Int8Call
 
 from ...op_cases import CASES, OpCase
 from .support import compiled, seeded

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import QuantConfig
-from fxquant.backends.x86 import backend, fuse
-from fxquant.compiler.module import QuantizedModule
+from fxquant.backends.x86 import backend
+from fxquant.backends.x86.lowering import fuse
+from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 from .support import compiled, oracle, output_step, seeded, sqnr, tensors
 

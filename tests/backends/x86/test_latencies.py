@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import fxquant
-from fxquant.backends.base import Frozen, Latencies, Output
+from fxquant.backends.base.backend import Latencies
+from fxquant.backends.base.op import Output
+from fxquant.backends.base.program import Frozen
 from fxquant.backends.x86 import X86Backend
-from fxquant.backends.x86.tune import Tuner
-from fxquant.compiler.pipeline import calibrated
-from fxquant.compiler.sensitivity import frozen_pair
-from fxquant.compiler.work import Options, Work
+from fxquant.backends.x86.tuning.tuner import Tuner
+from fxquant.compiler.diagnosis.sensitivity import frozen_pair
+from fxquant.compiler.workflows.pipeline import calibrated
+from fxquant.compiler.workflows.work import Options, Work
 from tests.models import batches, settled
 
 

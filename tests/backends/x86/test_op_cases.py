@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fxquant import QuantConfig
-from fxquant.backends.x86.table import build_table
-from fxquant.compiler.module import QuantizedModule
+from fxquant.backends.x86.bindings.table import build_table
+from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 from ...op_cases import CASES, OpCase
 from .support import compiled, oracle, output_step, seeded, sqnr, tensors

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxquant.backends.base import IntegerWeight, Target
-from fxquant.backends.x86 import calls
+from fxquant.backends.base.backend import Target
+from fxquant.backends.base.weights import IntegerWeight
 from fxquant.backends.x86.backend import X86Backend
-from fxquant.backends.x86.engine import available
-from fxquant.backends.x86.engine import engine as set_engine
-from fxquant.backends.x86.saturation import HEADROOM
-from fxquant.compiler.config import QuantConfig
-from fxquant.passes.weights import quantize_weight
+from fxquant.backends.x86.bindings.saturation import HEADROOM
+from fxquant.backends.x86.kernels import calls
+from fxquant.backends.x86.runtime.engine import available
+from fxquant.backends.x86.runtime.engine import engine as set_engine
+from fxquant.compiler.core.config import QuantConfig
+from fxquant.passes.layers.weight_grid import quantize_weight
 
 from .support import compiled, oracle, output_step, seeded
 

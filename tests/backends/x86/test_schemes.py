@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import QuantConfig
-from fxquant.compiler.config import ACTIVATION_SCHEMES, OBSERVERS, WEIGHT_SCHEMES
+from fxquant.compiler.core.config import ACTIVATION_SCHEMES, OBSERVERS, WEIGHT_SCHEMES
 
 from .support import compiled, oracle, output_step, seeded, sqnr
 

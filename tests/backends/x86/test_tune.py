@@ -12,9 +12,9 @@ from torch import nn
 
 import fxquant
 from fxquant.backends.x86 import kernels, tune
-from fxquant.backends.x86.calls import Candidate, Int8Call
-from fxquant.backends.x86.engine import available
-from fxquant.compiler.latency import interleaved_medians
+from fxquant.backends.x86.kernels.calls import Candidate, Int8Call
+from fxquant.backends.x86.runtime.engine import available
+from fxquant.compiler.execution.timing import interleaved_medians
 
 from .support import compiled, oracle, output_step, seeded
 

@@ -1,0 +1,1 @@
+"""What all backends share: op rows, bindings, integer weights, the frozen program, the protocol."""

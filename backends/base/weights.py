@@ -1,0 +1,37 @@
+"""Integer weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...compiler.core.tensors import tensor_bytes
+from ...compiler.numerics.quantize import dequantize_channels
+
+
+@dataclass(frozen=True)
+class IntegerWeight:
+    """A quantized weight.
+
+    Attributes:
+        integers: int8, in the shape of the weight.
+        scale, zero_point: one entry per index of ``axis``, or a single entry for the whole weight.
+        axis: the axis of the output channels.
+    """
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    axis: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the integers and of the fp32 scales."""
+        return tensor_bytes(self.integers) + 4 * self.scale.numel()
+
+    def dequantized(self) -> Tensor:
+        """The fp32 values of the integers; weights of images are in channels_last."""
+        values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)
+        return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values

@@ -1,0 +1,1 @@
+"""What each op means, for all backends."""

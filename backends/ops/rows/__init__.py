@@ -1,0 +1,1 @@
+"""The rows of all ops, by kind of op."""

@@ -1,0 +1,31 @@
+"""The one place that names the backends.
+
+A backend is a package with a function ``create(target, executor)``. To add one, add its name to :data:`BackendName`: the
+package of that name in this folder is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Literal, get_args
+
+from ..compiler.core.messages import check_choice
+from .base.backend import Backend, Target
+
+BackendName = Literal["x86", "reference"]
+Executor = Literal["auto", "eager", "torchscript"]
+
+DEFAULT: BackendName = "x86"
+PACKAGES: dict[str, str] = {name: f"{__package__}.{name}" for name in get_args(BackendName)}
+
+
+def create_backend(name: str = DEFAULT, target: Target | None = None, executor: str = "auto") -> Backend:
+    """The backend called ``name``.
+
+    Raises:
+        ConfigError: there is none of that name; or the backend refuses the target or the executor.
+    """
+    check_choice("backend", name, PACKAGES)
+    check_choice("executor", executor, get_args(Executor))
+    backend: Backend = import_module(PACKAGES[name]).create(target, executor)
+    return backend

@@ -1,0 +1,22 @@
+"""What an op is bound to in this backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ...base.binding import Binding
+from ..kernels.calls import Kernels
+
+
+@dataclass(frozen=True)
+class X86Binding(Binding):
+    """An op with its kernels.
+
+    Attributes:
+        kernels: gives the candidates for a call; None for an op that works on integers as they are.
+        fused: the same for the op with another behind it, by the name of that op; nothing is rounded between them.
+    """
+
+    kernels: Kernels | None = None
+    fused: Mapping[str, Kernels] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""The lowered graph, and the forms in which it runs."""

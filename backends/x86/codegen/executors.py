@@ -1,0 +1,136 @@
+"""Forms in which a lowered graph is executed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ....compiler.core.errors import ConfigError
+from ....compiler.core.progress import log
+from ....compiler.core.tensors import tensors_of
+from ....compiler.execution.inputs import bind_inputs
+from ....compiler.execution.timing import interleaved_medians
+from ...base.program import FrozenProgram
+from ..runtime.engine import ONEDNN, under_engine
+from ..runtime.script import script
+from .emitter import Emitter
+
+Run = Callable[..., Any]
+
+
+def eager(emitter: Emitter, program: FrozenProgram) -> Run:
+    """Straight-line Python that calls op handles."""
+    return emitter.straight_line()
+
+
+class _Traceable(nn.Module):
+    """Holds the constants as attributes, where TorchScript looks for packed weights."""
+
+    def __init__(self, forward: Run, constants: dict[str, Any]) -> None:
+        super().__init__()
+        self._run = forward
+        for name, value in constants.items():
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, *args: Any) -> Any:
+        return self._run(self, *args)
+
+
+def torchscript(emitter: Emitter, program: FrozenProgram) -> Run:
+    """TorchScript.
+
+    Raises:
+        ConfigError: TorchScript does not take the graph.
+    """
+    try:
+        return traced(emitter, program)
+    except Exception as error:
+        raise no_torchscript(error) from error
+
+
+def traced(emitter: Emitter, program: FrozenProgram) -> Run:
+    """The graph traced on the example, called like forward()."""
+    gm = program.module
+    run = trace(emitter, bind_inputs(gm, *program.example))
+    return lambda *args, **kwargs: run(*bind_inputs(gm, args, kwargs))
+
+
+def trace(emitter: Emitter, inputs: Sequence[Any]) -> Run:
+    """The graph traced on ``inputs`` and frozen by TorchScript, without its deprecation warnings."""
+    module = _Traceable(*emitter.compile()).eval()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        run = under_engine(ONEDNN, torch.jit.freeze(torch.jit.trace(module, tuple(inputs), check_trace=False)))
+        for _ in range(3):  # the profiling executor specializes in its first runs
+            run(*inputs)
+    return run
+
+
+def auto(emitter: Emitter, program: FrozenProgram) -> Run:
+    """The faster of the two. TorchScript only if it gives the same values, also at the double batch size."""
+    straight = eager(emitter, program)
+    try:
+        scripted = traced(emitter, program)
+        inputs = bind_inputs(program.module, *program.example)
+        if not (_agree(straight, scripted, inputs) and _agree(straight, scripted, _twice(inputs))):
+            return straight
+    except Exception:  # TorchScript raises anything; and a future torch may have none
+        return straight
+    with torch.no_grad():
+        times = interleaved_medians([lambda: straight(*inputs), lambda: scripted(*inputs)], rounds=9, seconds=1.0)
+    log.info("x86: eager takes %.3g ms, TorchScript %.3g ms; the faster one runs", *times)
+    return scripted if times[1] < times[0] else straight
+
+
+def _agree(straight: Run, script: Run, inputs: Sequence[Any]) -> bool:
+    with torch.no_grad():
+        try:
+            expected = straight(*inputs)
+        except Exception:  # the model itself takes no other batch size
+            return True
+        ours, theirs = tensors_of(expected), tensors_of(script(*inputs))
+        return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _twice(inputs: Sequence[Any]) -> list[Any]:
+    return [torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+
+
+EXECUTORS: dict[str, Callable[[Emitter, FrozenProgram], Run]] = {
+    "auto": auto,
+    "eager": eager,
+    "torchscript": torchscript,
+}
+
+
+def graph_forms(gm: fx.GraphModule, executor: str) -> list[Run]:
+    """What can run a graph of dynamic layers, fastest first: TorchScript, if it takes the graph, and the graph itself.
+
+    Raises:
+        ConfigError: ``executor`` is "torchscript", and TorchScript does not take the graph.
+    """
+    if executor == "eager":
+        return [gm.forward]
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    for node in graph.nodes:
+        node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
+    try:
+        return [script(fx.GraphModule(gm, graph).eval()), gm.forward]
+    except Exception as error:  # TorchScript raises anything; and a future torch may have none
+        if executor == "torchscript":
+            raise no_torchscript(error) from error
+        return [gm.forward]  # not gm itself: its __call__ prints where it fails, which may be no failure here
+
+
+def no_torchscript(error: Exception) -> ConfigError:
+    """The error for a model that TorchScript does not take."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConfigError(f"executor='torchscript' cannot run this model ({reason}): use 'auto'.")

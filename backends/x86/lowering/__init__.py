@@ -1,0 +1,1 @@
+"""From a frozen program to a lowered graph."""

@@ -1,0 +1,1 @@
+"""What compiled graphs need while they run."""

@@ -1,0 +1,104 @@
+"""One spelling per op: module, function, method and operator forms become what the op table calls canonical."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from ...backends.base.op import Call, OpRow, Output
+from ...backends.ops.stubs import STUBS
+from ...backends.ops.table import OPS
+from .functional_layers import make_layer
+from .in_place import is_in_place, redirect_later_uses
+
+_SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
+
+
+def normalize(gm: fx.GraphModule) -> int:
+    """Rewrite every op to its canonical form. Returns the number of nodes rewritten.
+
+    Ops with parameters stay ``call_module``, and a functional convolution or linear op over parameters of the model
+    becomes one. An in-place op becomes its pure form, and what reads its input later reads its output.
+
+    Raises:
+        CaptureError: an in-place op changes memory that is read later under another name.
+    """
+    modules = dict(gm.named_modules())
+    sizes: set[fx.Node] = set()
+    count = 0
+    for node in list(gm.graph.nodes):
+        if node.op not in ("call_module", "call_function", "call_method"):
+            continue
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if module is not None and type(module).__module__.startswith("torch.ao.") and _is_stub(module):
+            node.op, node.target = "call_function", STUBS[type(module).__name__]
+            count += 1
+            continue
+        row = OPS.of(node, modules)
+        if node.op != "call_module" and _gives_size(node, row, sizes):
+            sizes.add(node)
+            continue
+        if module is not None and not node.args and node.kwargs:
+            (_, first), *rest = node.kwargs.items()
+            node.args, node.kwargs = (first,), dict(rest)
+        does_nothing = row is not None and row.noop is not None and row.noop(Call(node, module, {}))
+        if is_in_place(node, module) and not does_nothing:
+            redirect_later_uses(node, modules)
+        if row is None:
+            continue
+        count += _rewrite(gm, node, module, row)
+    gm.graph.lint()
+    gm.recompile()
+    return count
+
+
+def _is_stub(module: nn.Module) -> bool:
+    return type(module).__name__ in STUBS
+
+
+def _gives_size(node: fx.Node, row: OpRow | None, sizes: set[fx.Node]) -> bool:
+    if row is not None and row.output is Output.META:
+        return True
+    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes)
+
+
+def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, row: OpRow) -> bool:
+    if isinstance(row.canonical, type):
+        return module is None and make_layer(gm, node, row)
+    if isinstance(row.canonical, str):
+        return False
+    tensors, params = _bind(node, module, row)
+    before = (node.op, node.target, node.args, node.kwargs)
+    after = ("call_function", row.canonical, tensors, params)
+    if before == after:
+        return False
+    node.op, node.target, node.args, node.kwargs = after
+    return True
+
+
+def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The tensor inputs of the call, and its other parameters by name (of a module: from its attributes)."""
+    names = row.param_names
+    count = max(row.inputs, 1)
+    given = dict(node.kwargs)
+    tensors = list(node.args[:count])
+    for name in ("input", "x", "tensors", "other", "tensor"):
+        if len(tensors) < count and name in given:
+            tensors.append(given.pop(name))
+    rest = list(node.args[count:])
+    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats") and not _is_whole_shape(rest[0]):
+        # x.view(2, 3) and x.view((2, 3)) mean the same; x.view(y.shape) stays as it is.
+        rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
+    params = dict(zip(names, rest, strict=False))
+    if module is not None:
+        own = {n: getattr(module, n) for n in names if hasattr(module, n)}
+        params |= row.from_module(module) if row.from_module else own
+    params |= {_SYNONYMS.get(k, k): v for k, v in given.items() if k != "inplace"}
+    return tuple(tensors), {k: v for k, v in params.items() if v is not None}
+
+
+def _is_whole_shape(value: object) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    return value.target is getattr or (value.target == "size" and len(value.args) == 1 and not value.kwargs)

@@ -1,0 +1,1 @@
+"""Errors, configuration, quantization parameters: what every room uses."""

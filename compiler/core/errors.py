@@ -1,0 +1,51 @@
+"""Errors of fxquant. Each says what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class FxquantError(Exception):
+    """Base of every error that fxquant raises on purpose."""
+
+
+class ConfigError(FxquantError, ValueError):
+    """An argument or a configuration entry is not valid."""
+
+
+class CaptureError(FxquantError):
+    """The model's forward() cannot be traced into a graph."""
+
+
+class ModelError(FxquantError, ValueError):
+    """The model cannot be quantized as it is: wrong device or dtype, NaN weights, or nothing to quantize."""
+
+
+class CalibrationError(FxquantError, ValueError):
+    """The calibration data is missing, does not fit forward(), or gives NaN or inf."""
+
+
+class StateError(FxquantError, RuntimeError):
+    """The call is not possible now: for example, freezing a module twice, or pickling it."""
+
+
+class TrainingError(FxquantError, RuntimeError):
+    """Quantization-aware training diverged: a value is NaN or inf, or a learned scale is out of bounds."""
+
+
+class SearchError(FxquantError, RuntimeError):
+    """``evaluate`` fails or returns no usable number. With ``strict=True``: no int8 mix is within the budget."""
+
+
+class BudgetWarning(UserWarning):
+    """A search found no int8 mix that is within the budget, or none that is faster than fp32."""
+
+
+class CallError(FxquantError, RuntimeError):
+    """A compiled module was called with a value that one of its layers does not take."""
+
+
+class VerificationError(FxquantError, RuntimeError):
+    """The lowered module failed its own checks. This is a bug of fxquant: please report it."""
+
+
+class ContractError(FxquantError, RuntimeError):
+    """A pass broke its contract (found with ``debug=True``). This is a bug of the pass: please report it."""

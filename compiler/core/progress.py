@@ -1,0 +1,67 @@
+"""What a long call shows: progress bars, and the decisions in the log.
+
+Bars show on a terminal only, unless ``verbose`` says otherwise. Decisions go to the logger ``fxquant`` at INFO.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+log = logging.getLogger("fxquant")
+_verbose: ContextVar[bool | None] = ContextVar("fxquant_verbose", default=None)
+
+
+@contextmanager
+def verbosity(verbose: bool | None) -> Iterator[None]:
+    """Within it, show bars and decisions as ``verbose`` asks: True always, False never, None bars on a terminal."""
+    if verbose is None:  # an outer call has decided
+        yield
+        return
+    token = _verbose.set(verbose)
+    level, handler = log.level, logging.StreamHandler(sys.stderr) if verbose and not log.hasHandlers() else None
+    if handler is not None:
+        handler.setFormatter(logging.Formatter("fxquant: %(message)s"))
+        log.addHandler(handler)
+    if verbose and log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _verbose.reset(token)
+        log.setLevel(level)
+        if handler is not None:
+            log.removeHandler(handler)
+
+
+def progress(items: Iterable[Item], stage: str, unit: str = "it", total: int | None = None) -> Iterable[Item]:
+    """``items``, with a bar that names the stage. The bar is gone when the stage is over."""
+    return tqdm(items, stage, total=total, unit=unit, disable=_hidden(), leave=False)
+
+
+def progress_bar(stage: str, unit: str = "it", total: int | None = None) -> tqdm[Any]:
+    """A bar that the caller updates; use it in a ``with``."""
+    return tqdm(desc=stage, total=total, unit=unit, disable=_hidden(), leave=False)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Show the name of a stage that has no steps to count."""
+    with progress_bar(name, unit="stage", total=1) as bar:
+        bar.refresh()
+        yield
+        bar.update()
+
+
+def _hidden() -> bool | None:
+    """What tqdm takes: None hides a bar that would not be on a terminal."""
+    verbose = _verbose.get()
+    return None if verbose is None else not verbose

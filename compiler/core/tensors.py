@@ -1,0 +1,27 @@
+"""Tensors in nested values, and their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in ``value``, through any nesting of lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of the values of ``tensor``."""
+    return tensor.numel() * tensor.element_size()
+
+
+def total_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the values of all ``tensors``."""
+    return sum(map(tensor_bytes, tensors))

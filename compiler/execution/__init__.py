@@ -1,0 +1,1 @@
+"""Running graphs on batches: shapes, two graphs side by side, timing."""

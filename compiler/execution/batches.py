@@ -1,0 +1,109 @@
+"""Calibration data as arguments of forward()."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from ..core.errors import CalibrationError
+from ..core.progress import progress
+from .inputs import bind_inputs
+from .sample import Batch, Sample, batch_values
+
+Result = TypeVar("Result")
+
+
+def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[Batch]:
+    """At most ``limit`` batches of ``calibration``, one at a time, as ``(args, kwargs)`` of forward().
+
+    A batch is a tensor, a tuple or list (positional), or a dict (by name). A batch that has one item more than
+    forward() takes, optional inputs counted, is an ``(input, target)`` pair of a DataLoader: its last item is dropped.
+
+    Raises:
+        CalibrationError: not an iterable of batches; no batch; a batch that forward() does not take.
+    """
+    if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
+        hint = " Wrap a single batch in a list: calibration=[batch]." if isinstance(calibration, Tensor) else ""
+        raise CalibrationError(f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}")
+    arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
+    number = -1
+    shown = progress(itertools.islice(calibration, limit), "calibrate", "batch", _length(calibration, limit))
+    for number, batch in enumerate(shown):
+        yield _arguments(batch, arity, number, gm)
+    if number < 0:
+        raise CalibrationError("calibration gave no batch; at least one is needed to find activation ranges.")
+
+
+def _length(calibration: object, limit: int) -> int | None:
+    """How many batches there will be, if that is known."""
+    try:
+        return min(limit, len(calibration)) if isinstance(calibration, Sized) else None
+    except TypeError:  # a DataLoader over a stream
+        return None
+
+
+def sampled(calibration: object, gm: fx.GraphModule, limit: int) -> tuple[Sample, Iterator[Batch]]:
+    """A sample of the first batches, and an iterator over all batches, those included.
+
+    Arguments and errors as of :func:`as_batches`.
+    """
+    batches = as_batches(calibration, gm, limit)
+    sample = Sample()
+    sample.fill(batches)
+    # The copies, not the batches: a loader may have filled its buffer again.
+    return sample, itertools.chain(list(sample), batches)
+
+
+def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Batch:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+    elif isinstance(batch, list | tuple):
+        args = tuple(batch[:-1]) if len(batch) == arity + 1 else tuple(batch)
+    else:
+        args = (batch,)
+    check_batch((args, kwargs), number, gm)
+    return args, kwargs
+
+
+def check_batch(batch: Batch, number: int, gm: fx.GraphModule) -> None:
+    """Refuse a batch that does not fit the forward() of ``gm``, or holds NaN or inf.
+
+    Raises:
+        CalibrationError: names the batch and the input.
+    """
+    try:
+        values = bind_inputs(gm, *batch)
+    except TypeError as error:
+        raise CalibrationError(f"Calibration batch {number} does not fit forward(): {error}.") from error
+    for name, value in zip((n for n in gm.graph.nodes if n.op == "placeholder"), values, strict=True):
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise CalibrationError(f"Calibration batch {number} holds NaN or inf in input '{name}'.")
+
+
+def run_batch(run: Callable[..., Result], batch: Batch, number: int = 0) -> Result:
+    """``run`` on ``batch``, without gradients.
+
+    Raises:
+        CalibrationError: ``run`` fails; names the batch by its ``number``.
+    """
+    try:
+        with torch.no_grad():
+            return run(*batch[0], **batch[1])
+    except CalibrationError:
+        raise
+    except Exception as error:
+        shapes = [tuple(v.shape) for v in batch_values(batch) if isinstance(v, Tensor)]
+        raise CalibrationError(f"forward() fails on calibration batch {number} (shapes {shapes}): {error}") from error
+
+
+def run_batches(run: Callable[..., Result], batches: Iterable[Batch], stage: str) -> list[Result]:
+    """``run`` on each batch, with a bar that names the stage. Errors as of :func:`run_batch`."""
+    total = len(batches) if isinstance(batches, Sequence) else None
+    shown = progress(batches, stage, "batch", total)
+    return [run_batch(run, batch, number) for number, batch in enumerate(shown)]

@@ -1,0 +1,1 @@
+"""Arithmetic of quantization: rounding, observers, ranges, fake-quantization, metrics."""

@@ -1,0 +1,52 @@
+"""Signal-to-quantization-noise ratios of outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.tensors import tensors_of
+
+
+def squares(exact: Any, other: Any) -> tuple[Tensor, Tensor]:
+    """Sums of squares over all float tensors of two outputs: of ``exact``, and of the difference.
+
+    One value per item of the first axis; one value in all if the tensors differ in its size.
+    """
+    pairs = [
+        (a.double(), (a - b).double())
+        for a, b in zip(tensors_of(exact), tensors_of(other), strict=True)
+        if a.is_floating_point()
+    ]
+    items = {a.shape[0] if a.dim() else 1 for a, _ in pairs}
+    rows = items.pop() if len(items) == 1 else 1
+    zero = torch.zeros(rows, dtype=torch.double)
+    return (
+        sum((a.reshape(rows, -1).square().sum(1) for a, _ in pairs), zero),
+        sum((d.reshape(rows, -1).square().sum(1) for _, d in pairs), zero),
+    )
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Signal-to-quantization-noise ratio [dB] of two sums of squares; -inf if the noise is NaN or inf."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
+
+
+def sqnr(exact: Sequence[Any], other: Sequence[Any]) -> float:
+    """SQNR [dB] of ``other`` against ``exact``, over all batches of outputs."""
+    signal, noise = (torch.cat(parts) for parts in zip(*map(squares, exact, other), strict=True))
+    return decibels(float(signal.sum()), float(noise.sum()))
+
+
+def surely_nearer(exact: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> bool:
+    """Whether ``after`` is nearer to ``exact`` than ``before``, by more than one standard error over the items."""
+    was, now = (torch.cat([squares(e, o)[1] for e, o in zip(exact, other, strict=True)]) for other in (before, after))
+    gain = (was.clamp_min(1e-30) / now.clamp_min(1e-30)).log()
+    error = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return bool(gain.mean() > error)

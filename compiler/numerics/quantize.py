@@ -1,0 +1,52 @@
+"""Quantize and dequantize in plain torch ops.
+
+Affine quantization as in Jacob et al. 2018 (arXiv:1712.05877), eq. 1: ``real = scale * (integer - zero_point)``.
+Integers are ``torch.uint8`` (qmin >= 0) or ``torch.int8``. Rounding is half to even, as in the kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.qparams import QParams
+
+
+def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
+    """``x`` (any shape, float) as integers in ``[qmin, qmax]``, one scale for the whole tensor."""
+    # The x86 kernels multiply by the fp32 reciprocal; a division would round some ties the other way.
+    steps = (x * torch.tensor(1.0 / scale, dtype=torch.float32)).round_()
+    return steps.add_(zero_point).clamp_(qmin, qmax).to(_storage(qmin))
+
+
+def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
+    """The float values of integers ``q``, one scale for the whole tensor."""
+    return q.to(torch.float32).sub_(zero_point).mul_(scale)
+
+
+def round_trip(x: Tensor, known: QParams) -> Tensor:
+    """``x`` quantized and dequantized."""
+    integers = quantize(x, known.scale, known.zero_point, known.qmin, known.qmax)
+    return dequantize(integers, known.scale, known.zero_point)
+
+
+def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:
+    """``w`` as integers; ``scale`` and ``zero_point`` have one entry per index of ``axis``, or one in all."""
+    steps = torch.round(w / along(scale, w, axis))
+    return (steps + along(zero_point, w, axis)).clamp(qmin, qmax).to(_storage(qmin))
+
+
+def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    """The float values of integers ``q``; ``scale`` and ``zero_point`` as in :func:`quantize_channels`."""
+    return (q.to(torch.float32) - along(zero_point, q, axis)) * along(scale, q, axis)
+
+
+def along(values: Tensor, like: Tensor, axis: int) -> Tensor:
+    """``values``, one or one per index of ``axis``, in a shape that broadcasts over ``like``."""
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _storage(qmin: int) -> torch.dtype:
+    return torch.uint8 if qmin >= 0 else torch.int8

@@ -1,0 +1,1 @@
+"""The report: one row per op, and totals."""

@@ -1,0 +1,62 @@
+"""Which layer a call failed in, and with which input: the errors of kernels say neither."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...backends.base.dynamic_layer import DynamicLayer
+from ..core.errors import CallError
+
+SIZES = ("in_features", "input_size", "num_embeddings")
+
+
+def call_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CallError | None:
+    """The error for a call that failed with ``error``; None if no layer with packed weights is the cause.
+
+    Runs the call again, to find the layer that it enters and does not leave.
+    """
+    entered: list[tuple[str, tuple[Any, ...]]] = []
+    own = threading.get_ident()  # other threads may run the same layers
+
+    def enter(path: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if threading.get_ident() == own:
+            entered.append((path, given))
+
+    def leave(*_: Any) -> None:
+        if threading.get_ident() == own:
+            entered.pop()
+
+    hooks = []
+    for path, layer in module.named_modules():
+        if isinstance(layer, DynamicLayer):
+            hooks += [layer.register_forward_pre_hook(partial(enter, path)), layer.register_forward_hook(leave)]
+    if not hooks:
+        return None
+    try:
+        module(*args, **kwargs)
+    except Exception:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not entered:
+        return None
+    path, given = entered[-1]
+    failed = module.get_submodule(path)
+    sizes = [f"{name} {value}" for name, value in vars(failed).items() if name in SIZES]
+    wanted = ", ".join(["integers" if hasattr(failed, "num_embeddings") else "fp32 values", *sizes])
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
+    return CallError(
+        f"Layer '{path or '(root)'}' ({failed.extra_repr()}) failed on {_described(given)}; it takes {wanted}. {reason}"
+    )
+
+
+def _described(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+    return ", ".join(map(_described, given)) if isinstance(given, list | tuple) else type(given).__name__

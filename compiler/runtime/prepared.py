@@ -1,0 +1,99 @@
+"""A module that observes its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from ..core.errors import StateError
+from ..core.markers import Quantized
+from ..execution.batches import check_batch, run_batch
+from ..execution.sample import Batch, Sample
+from ..workflows.mixed_precision import freeze_with_mixed_precision
+from ..workflows.stages import CapturedModel, PreparedModel
+from ..workflows.static import calibrate, calibrated, lower, prepare
+from .compiled import Compiled
+
+
+class Prepared(nn.Module, Quantized):
+    """A model with observers in place: it runs in fp32 and records activation ranges on every call.
+
+    Print it to see the graph. :func:`fxquant.convert` makes it int8.
+    """
+
+    def __init__(self, captured: CapturedModel) -> None:
+        super().__init__()
+        self.graph_module = captured.gm
+        self._stage: CapturedModel | PreparedModel = captured
+        self._calls = 0
+        self._converted = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes and returns what forward() of the model does, in fp32.
+
+        Raises:
+            CalibrationError: the call does not fit, or gives NaN or inf.
+            StateError: it was converted.
+        """
+        self._check_not_converted()
+        batch: Batch = (args, kwargs)
+        check_batch(batch, self._calls, self.graph_module)
+        if isinstance(self._stage, CapturedModel):
+            sample = Sample()
+            sample.fill(iter([batch]))
+            self._stage = prepare(self._stage, sample)
+            return self._observe(batch)
+        result = self._observe(batch)
+        self._stage.sample.keep(batch)
+        return result
+
+    def calibrate(self, sample: Sample, batches: Iterable[Batch]) -> None:
+        """Place observers and run ``batches`` through them; ``sample`` is what passes may look at.
+
+        Raises:
+            CalibrationError: forward() fails on a batch, or gives NaN or inf.
+        """
+        assert isinstance(self._stage, CapturedModel)
+        self._stage = calibrate(prepare(self._stage, sample), self._counted(batches))
+
+    def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            self._calls += 1
+
+    def _observe(self, batch: Batch) -> Any:
+        result = run_batch(self.graph_module, batch, self._calls)
+        self._calls += 1
+        return result
+
+    def convert(self) -> Compiled:
+        """Lower to int8. The module is used up.
+
+        Raises:
+            StateError: it has seen no data, or was converted.
+        """
+        if isinstance(self._stage, CapturedModel):
+            raise StateError("The module has seen no data: call it on calibration batches first.")
+        self._check_not_converted()
+        compiled = Compiled.of(lower(freeze_with_mixed_precision(calibrated(self._stage))))
+        self._converted = True
+        return compiled
+
+    def _check_not_converted(self) -> None:
+        if self._converted:
+            raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The graph as it is now."""
+        return self._stage.gm
+
+    @property
+    def snapshots(self) -> dict[str, str]:
+        """The graph after each step, if asked for."""
+        return self._stage.runner.snapshots
+
+    def extra_repr(self) -> str:
+        return str(self.graph.graph)

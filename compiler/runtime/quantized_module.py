@@ -1,0 +1,160 @@
+"""What :func:`fxquant.compile` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ...backends.base.program import FrozenProgram
+from ..core.errors import StateError
+from ..core.markers import Quantized
+from ..report.report import Report
+from .call_errors import call_error
+from .compiled import Compiled
+from .prepared import Prepared
+
+
+class QuantizedModule(nn.Module, Quantized):
+    """A compiled model: call it like the float model. Print it for the report.
+
+    Without calibration data it runs in fp32 and calibrates on its calls, until :meth:`freeze`. It takes any batch size
+    that the model takes, and gives no gradients.
+    """
+
+    def __init__(self, source: Prepared | Compiled) -> None:
+        super().__init__()
+        # In a list: not a submodule, so that its observers and fp32 weights are not in the state of this module.
+        self._prepared = [source] if isinstance(source, Prepared) else []
+        self._compiled = source if isinstance(source, Compiled) else None
+
+    def freeze(self) -> QuantizedModule:
+        """End calibration and lower to int8. Returns self.
+
+        Raises:
+            StateError: it is frozen already, or has seen no data.
+        """
+        if self._compiled is not None:
+            raise StateError("The module is frozen already.")
+        (prepared,) = self._prepared
+        self._compiled = prepared.convert()
+        return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is compiled, and no longer calibrates."""
+        return self._compiled is not None
+
+    @property
+    def report(self) -> Report:
+        """One row per op, and totals.
+
+        Raises:
+            StateError: the module still calibrates.
+        """
+        return self._result("report").report
+
+    @property
+    def program(self) -> FrozenProgram:
+        """The frozen program: float ops between quantize and dequantize, integer weights; it depends on no backend.
+
+        Raises:
+            StateError: the module still calibrates, or the model was not traced.
+        """
+        program = self._result("program").program
+        if program is None:
+            raise StateError("There is no program: the model was not traced. See .module.")
+        return program
+
+    def _result(self, what: str) -> Compiled:
+        if self._compiled is None:
+            raise StateError(f"There is no {what} while the module calibrates; call freeze() first.")
+        return self._compiled
+
+    @property
+    def graph(self) -> fx.GraphModule:
+        """The graph: with observers while calibrating, then as executed.
+
+        Unlike :attr:`program`, it shows the roundings that fused kernels leave out.
+
+        Raises:
+            StateError: the model was not traced; see :attr:`module`.
+        """
+        graph = self._prepared[0].graph if self._compiled is None else self._compiled.graph
+        if graph is None:
+            raise StateError("There is no graph: the model was not traced, its layers were replaced. See .module.")
+        return graph
+
+    @property
+    def module(self) -> nn.Module:
+        """Of a dynamic model, a copy of the model with its layers replaced, which has the methods of the model.
+
+        Else :attr:`graph`.
+        """
+        return self._prepared[0].graph if self._compiled is None else self._compiled.module
+
+    @property
+    def snapshots(self) -> Mapping[str, str]:
+        """The graph after each step, if compiled with ``snapshots=True``."""
+        return self._prepared[0].snapshots if self._compiled is None else self._compiled.snapshots
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes and returns what forward() of the model does.
+
+        Raises:
+            CallError: a layer with int8 or fp16 weights does not take its input.
+        """
+        if self._compiled is None:
+            return self._prepared[0](*args, **kwargs)
+        with torch.no_grad():
+            try:
+                return self._compiled.run(*args, **kwargs)
+            except Exception as error:
+                explained = call_error(self._compiled.module, args, kwargs, error)
+                if explained is None:
+                    raise
+                raise explained from error
+
+    def __repr__(self) -> str:
+        return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
+
+    def with_report(self, report: Report) -> QuantizedModule:
+        """The same module with another report."""
+        return QuantizedModule(replace(self._result("report"), report=report)).eval()
+
+    def running_float(self, module: nn.Module) -> QuantizedModule:
+        """A module that runs the float ``module`` instead, with a report that says so."""
+        compiled = self._result("report")
+        report = compiled.report.in_fp32("the float model itself runs, which is faster")
+        return QuantizedModule(replace(compiled, run=module, module=module, report=report)).eval()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantizedModule:
+        """Called by ``to``, ``half``, ``cuda`` and the like.
+
+        Raises:
+            StateError: it is compiled.
+        """
+        if self._compiled is not None:
+            raise StateError(
+                "A compiled module cannot change its dtype or device: its kernels are packed for this CPU and take "
+                "fp32. Compile the float model again for another."
+            )
+        super()._apply(fn, recurse)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
+        """A copy; it shares the constants, which never change."""
+        if self._compiled is None:
+            raise StateError("A module that still calibrates cannot be copied; call freeze() first.")
+        copied = QuantizedModule(self._compiled)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> Any:
+        raise StateError(
+            "A compiled module cannot be pickled: it holds kernels packed for this CPU. Keep the float model, and "
+            "compile it where it runs."
+        )

@@ -1,0 +1,1 @@
+"""The search for the fastest int8/fp32 mix within an accuracy budget."""

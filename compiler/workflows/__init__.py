@@ -1,0 +1,1 @@
+"""The workflows: static, dynamic, quantization-aware training, mixed precision."""

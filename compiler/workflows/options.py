@@ -1,0 +1,42 @@
+"""What a compilation was asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...backends.base.backend import Backend
+from ...passes.runner import Probe
+from ..capture.capture import Leaf
+from ..core.config import QuantConfig
+from ..core.errors import ConfigError
+
+CALIBRATION_BATCHES = 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a compilation was asked to do.
+
+    Attributes:
+        backend: what lowers the program.
+        config: how to quantize.
+        leaf_modules: modules that are kept whole.
+        snapshots: keep the text of the graph after every step.
+        debug: check the contract of every pass.
+        probe: called after every step with its name and the graph.
+
+    Raises:
+        ConfigError: ``config`` is not a QuantConfig.
+    """
+
+    backend: Backend
+    config: QuantConfig
+    leaf_modules: Sequence[Leaf] = ()
+    snapshots: bool = False
+    debug: bool = False
+    probe: Probe | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, QuantConfig):
+            raise ConfigError(f"config must be a QuantConfig, got {type(self.config).__name__}.")

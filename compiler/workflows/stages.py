@@ -1,0 +1,117 @@
+"""The stages of a model on its way: captured, prepared, calibrated, frozen, lowered.
+
+Each stage holds the graph that the one before it held, rewritten in place, and what became known since. A stage that was
+passed on to the next one must not be used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from torch import fx
+
+from ...backends.base.backend import Lowered
+from ...backends.base.program import FrozenProgram
+from ...passes.analysis.assignment import Assignment
+from ...passes.dynamic.plan import LayerPlan
+from ...passes.runner import PassRunner
+from ..execution.graphs import GraphCopy, with_nodes
+from ..execution.sample import Sample
+from ..report.report import Report
+from .options import Options
+
+Assigned = TypeVar("Assigned", bound="PreparedModel")
+
+
+@dataclass(frozen=True)
+class CapturedModel:
+    """A float graph with one spelling per op.
+
+    Attributes:
+        gm: the graph; it belongs to the compilation.
+        options: what was asked for.
+        runner: runs the passes over ``gm``, and holds what they said.
+        fp32_bytes: bytes of the parameters and buffers of the float model.
+        folded_linears: linear layers with a batch normalization folded into them.
+    """
+
+    gm: fx.GraphModule
+    options: Options
+    runner: PassRunner
+    fp32_bytes: int
+    folded_linears: tuple[fx.Node, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A float graph with observers in place.
+
+    Attributes:
+        gm, options, runner, fp32_bytes: as of :class:`CapturedModel`.
+        assignment: the precision of every op.
+        layers: layers that become dynamic layers, as overrides ask.
+        sample: a few batches of the calibration data, at least one.
+    """
+
+    gm: fx.GraphModule
+    options: Options
+    runner: PassRunner
+    fp32_bytes: int
+    assignment: Assignment
+    layers: LayerPlan
+    sample: Sample
+
+    def on_copy(self: Assigned, gm: fx.GraphModule, of: Mapping[fx.Node, fx.Node]) -> Assigned:
+        """The same for ``gm``, a copy of the graph; ``of`` has its nodes by those of the graph."""
+        return replace(
+            self,
+            gm=gm,
+            runner=self.runner.on_copy(of),
+            assignment=with_nodes(self.assignment, of),
+            layers=with_nodes(self.layers, of),
+        )
+
+
+@dataclass(frozen=True)
+class CalibratedModel(PreparedModel):
+    """A float graph whose observers have seen the calibration data."""
+
+
+@dataclass(frozen=True)
+class FrozenModel(PreparedModel):
+    """A frozen graph.
+
+    Attributes:
+        exact: the graph in fp32, and its nodes by those of the frozen graph.
+        keep_roundings: the model was trained with its roundings.
+        remark: on the whole model, for the report.
+    """
+
+    exact: GraphCopy
+    keep_roundings: bool = False
+    remark: str = ""
+
+    @property
+    def program(self) -> FrozenProgram:
+        """The graph as a program."""
+        fp32 = frozenset(self.assignment.reasons)
+        return FrozenProgram(self.gm, self.sample[0], fp32, self.keep_roundings)
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """A verified result.
+
+    Attributes:
+        program: the frozen program, which depends on no backend.
+        lowered: what the backend made of it.
+        report: one row per op.
+        snapshots: the graph after each step, if asked for.
+    """
+
+    program: FrozenProgram
+    lowered: Lowered
+    report: Report
+    snapshots: Mapping[str, str]

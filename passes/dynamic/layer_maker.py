@@ -1,0 +1,102 @@
+"""Layers with int8 or fp16 weights, made of float layers: as a backend runs them, and as the frozen program holds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ...backends.base.backend import Backend, binding_of
+from ...backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
+from ...backends.base.dynamic_spec import DynamicSpec, RoundedWeight, example_inputs, weight_names
+from ...backends.base.op import OpRow
+from ...backends.ops.table import OPS
+from ...compiler.core.tensors import tensors_of
+from ...compiler.numerics.metrics import sqnr
+from ..layers.weight_grid import LayerWeight, quantize_weight
+from .plan import LayerRequest
+
+LEAST_SQNR = 25  # dB; a tensor of normal numbers in 8 bits has about 40
+
+
+@dataclass(frozen=True, eq=False)
+class MadeLayer:
+    """A layer in both forms.
+
+    Attributes:
+        reference: plain torch ops, for the frozen program.
+        compiled: what the backend runs.
+    """
+
+    reference: ReferenceLayer
+    compiled: DynamicLayer
+
+
+class LayerMaker:
+    """Makes the layers of one model. Each float layer is made once, and weights that layers share are rounded once.
+
+    Attributes:
+        compiled: what the backend runs, by the reference layer.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.compiled: dict[nn.Module, DynamicLayer] = {}
+        self._done: dict[nn.Module, MadeLayer | str] = {}
+        self._weights: dict[tuple[int, torch.dtype, str], RoundedWeight] = {}
+
+    def make(self, layer: nn.Module, request: LayerRequest, relu: bool) -> MadeLayer | str:
+        """The layer as requested, or the reason why the kernel of the backend cannot be trusted with it.
+
+        Args:
+            relu: whether the layer is to include the ReLU behind it.
+        """
+        if layer not in self._done:
+            self._done[layer] = self._made(layer, request, relu)
+        return self._done[layer]
+
+    def _made(self, layer: nn.Module, request: LayerRequest, relu: bool) -> MadeLayer | str:
+        row = row_of(layer)
+        weights = {name: self._rounded(layer, name, row, request) for name in weight_names(layer)}
+        spec = DynamicSpec.of(row.name, layer, weights, relu)
+        make = binding_of(self.backend, row).dynamic
+        assert make is not None
+        compiled = make(spec)
+        decibels = layer_sqnr(spec, compiled)
+        if decibels < LEAST_SQNR:
+            return f"its {compiled.kernel} is at {decibels:.0f} dB on random inputs; {LEAST_SQNR} dB are required"
+        made = MadeLayer(ReferenceLayer(spec), compiled)
+        self.compiled[made.reference] = compiled
+        return made
+
+    def _rounded(self, layer: nn.Module, name: str, row: OpRow, request: LayerRequest) -> RoundedWeight:
+        parameter = layer.get_parameter(name)
+        # By identity: the parameter lives as long as its layer, which _done holds.
+        key = (id(parameter), request.dtype, repr(request.config))
+        if key not in self._weights:
+            if request.dtype == torch.float16:
+                self._weights[key] = parameter.detach().half()
+            else:
+                of = LayerWeight(layer, row, request.config, self.backend)
+                self._weights[key] = quantize_weight(of, name=name)
+        return self._weights[key]
+
+
+def row_of(layer: nn.Module) -> OpRow:
+    """The row of a layer that is known to have one."""
+    row = OPS.find(type(layer))
+    assert row is not None
+    return row
+
+
+@torch.no_grad()
+def layer_sqnr(spec: DynamicSpec, made: DynamicLayer) -> float:
+    """SQNR [dB] of a layer against the float layer with the same rounded weights, on random inputs."""
+    given = example_inputs(spec.layer)
+    # Against the signal before a ReLU, which may pass almost nothing.
+    outputs = (spec.without_relu.run(*given), spec.run(*given), made(*given))
+    parts = zip(*map(tensors_of, outputs), strict=True)
+    worst = min(sqnr([signal], [signal + (exact - ours)]) for signal, exact, ours in parts)
+    return -math.inf if math.isnan(worst) else worst

@@ -1,0 +1,1 @@
+"""Facts about single layers: their weights, and where they are used."""

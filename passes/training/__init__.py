@@ -1,0 +1,1 @@
+"""Rounding during quantization-aware training."""
