@@ -82,8 +82,9 @@ def torch_ao(per_channel: bool) -> Build:
 
 def ours(per_channel: bool, **options: Any) -> Build:
     """fxquant, with everything off but `options`."""
-    weight = "per_channel_symmetric" if per_channel else "per_tensor_symmetric"
-    config = QuantConfig(weight=weight, **{**OFF, **options})
+    config = QuantConfig(
+        weight="per_channel_symmetric" if per_channel else "per_tensor_symmetric", **{**OFF, **options}
+    )
 
     def build(model: nn.Module, digits: Digits) -> nn.Module:
         return fxquant.compile(model, calibration=digits.calibration[0].split(CALIBRATION), config=config)

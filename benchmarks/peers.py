@@ -207,7 +207,7 @@ def openvino(model: nn.Module, calibration: list[Inputs], threads: int) -> Runne
 # fxquant ----------------------------------------------------------------------------------------------------
 
 
-def fxquant_compiled(scheme: str, **options: Any) -> Build:
+def fxquant_compiled(scheme: Any, **options: Any) -> Build:
     """Quantization by fxquant, with further `options` for its `compile`."""
 
     def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:

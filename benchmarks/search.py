@@ -26,13 +26,13 @@ from torch import nn
 import fxquant
 from fxquant.backends.x86 import X86Backend
 from fxquant.compiler.cli.demo import digits_network, load_digits, train
-from fxquant.compiler.diagnosis.sensitivity import frozen_pair, measured_pairs
-from fxquant.compiler.execution.batches import Batch
+from fxquant.compiler.diagnosis.sensitivity import exchanges, freeze_all
+from fxquant.compiler.execution.sample import Batch
 from fxquant.compiler.execution.timing import interleaved_medians
 from fxquant.compiler.search.evaluation import reaches
 from fxquant.compiler.search.space import Mix, Space, search_space
-from fxquant.compiler.workflows.pipeline import calibrated
-from fxquant.compiler.workflows.work import Options
+from fxquant.compiler.workflows.options import Options
+from fxquant.compiler.workflows.static import prepare_and_calibrate
 from tests.models import ZOO, batches, settled
 
 from .accuracy import OFF
@@ -65,12 +65,12 @@ def sensitivity(options: argparse.Namespace) -> Table:
     model, data = settled(name), batches(name, count, size)
     forwards, alone, units = [], [], 0
     given: list[Batch] = []
-    work = calibrated(model, data, Options(X86Backend(), fxquant.QuantConfig()), count, given)
-    for pair, ops in measured_pairs(*frozen_pair(work), given):
+    calibrated = prepare_and_calibrate(model, data, Options(X86Backend(), fxquant.QuantConfig()), count, given)
+    for exchange, ops in exchanges(freeze_all(calibrated), given):
         begin = time.perf_counter()
-        pair.int8.again()
+        exchange.int8.again()
         middle = time.perf_counter()
-        units = sum(pair.only(op) is not None for op in ops)
+        units = sum(exchange.only(op) is not None for op in ops)
         forwards.append((middle - begin) * 1e3)
         alone.append((time.perf_counter() - middle) * 1e3)
     begin = time.perf_counter()
@@ -107,7 +107,7 @@ def planted(options: argparse.Namespace) -> Table:
 
     result = fxquant.search(model, data, counted, max_drop, config=config)
     print(result, result.best, sep="\n", flush=True)
-    space = search_space(calibrated(model, data, Options(X86Backend(), config), 32), None)
+    space = search_space(prepare_and_calibrate(model, data, Options(X86Backend(), config), 32), None)
     floor, path = result.floor, {row.key: row.node for row in result.sensitivity.rows}
 
     def named(mix: Mix) -> str:
@@ -135,7 +135,7 @@ def best(options: argparse.Namespace) -> Table:
         torch.manual_seed(0)
         model = train(build(), *digits.train)
         data, evaluate = calibration(digits), evaluation(digits)
-        space = search_space(calibrated(model, data, Options(X86Backend(), FOUR_BITS), 32), None)
+        space = search_space(prepare_and_calibrate(model, data, Options(X86Backend(), FOUR_BITS), 32), None)
         fp32 = evaluate(model)
         known = [(mix, space.compiled(mix)) for mix in dict.fromkeys(random_mixes(space, count))]
         values = [evaluate(module) for _, module in known]

@@ -98,12 +98,12 @@ def greedy(space: Space, evaluate: Callable[[Mix], float], floor: float, alone: 
     """
     ops, everything = space.weighted, frozenset(space.costs.fp32)
     only = {op: frozenset([op]) if alone else everything - {op} for op in ops}
-    rank = {op: evaluate(space.with_back(frozenset(), list(mix & set(ops)), 0.0)) for op, mix in only.items()}
+    rank = {op: evaluate(space.with_int8(frozenset(), list(mix & set(ops)), 0.0)) for op, mix in only.items()}
     left, evaluations = everything, len(ops) + 1
     if evaluate(left) >= floor:
         return left, evaluations
     for op in sorted(ops, key=lambda op: rank[op], reverse=not alone):
-        left = space.with_back(frozenset(), [o for o in ops if o in left and o != op], 0.0)
+        left = space.with_int8(frozenset(), [o for o in ops if o in left and o != op], 0.0)
         evaluations += 1
         if evaluate(left) >= floor:
             break
@@ -121,4 +121,4 @@ def random_mixes(space: Space, count: int, seed: int = 0) -> Iterator[Mix]:
             share = draw.uniform(0.4, 1.0)
             chosen.append([op for op in ops if draw.random() < share])
     for ops_in_int8 in chosen:
-        yield space.with_back(frozenset(), ops_in_int8, 0.0)
+        yield space.with_int8(frozenset(), ops_in_int8, 0.0)

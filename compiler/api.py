@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..backends.base.backend import Target
-from ..backends.registry import BackendName, Executor, create_backend
+from ..backends.registry import DEFAULT, BackendName, Executor, create_backend
 from .capture.capture import Leaf
 from .capture.model_checks import check_model
 from .core.config import DYNAMIC_DTYPES, QuantConfig
@@ -54,7 +54,7 @@ def compile(
     *,
     calibration: Iterable[Any] | None = None,
     config: QuantConfig | None = None,
-    backend: BackendName = "x86",
+    backend: BackendName = DEFAULT,
     target: Target | None = None,
     executor: Executor = "auto",
     dtype: torch.dtype = torch.int8,
@@ -72,9 +72,9 @@ def compile(
 
     Args:
         model: a trained ``nn.Module`` on the CPU, in fp32.
-        scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: int8 or fp16 weights;
-            layers take and return fp32, and quantize their inputs at run time; needs no data, and takes any
-            forward(). ``"qat"``: as static, but trained through the roundings first.
+        scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: int8 or fp16
+            weights; layers quantize their inputs at run time and return fp32; needs no data, and takes any forward().
+            ``"qat"``: as static, but trained with simulated rounding first.
         calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader. Of an
             ``(input, target)`` pair the target is dropped. None: the result calibrates on its first calls, until its
             ``freeze()``; not with ``"qat"``.
@@ -147,7 +147,7 @@ def prepare(
     *,
     calibration: Iterable[Any] | None = None,
     config: QuantConfig | None = None,
-    backend: BackendName = "x86",
+    backend: BackendName = DEFAULT,
     target: Target | None = None,
     executor: Executor = "auto",
     leaf_modules: Sequence[Leaf] = (),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from fxquant.passes.analysis import keep_fp32
+from fxquant.passes.analysis import slower_ops
 
 settings.register_profile("fxquant", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("fxquant")
@@ -33,7 +33,7 @@ def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def speed_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is int8 must not depend on how busy the machine is; a test of that very decision sets what it wants."""
-    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.0, math.inf))
+    monkeypatch.setattr(slower_ops, "LEAST_GAIN", (0.0, math.inf))
 
 
 @pytest.fixture(autouse=True)

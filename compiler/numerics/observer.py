@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,15 @@ class Observer(nn.Module, Quantized):
         low, high: extremes of all values seen.
         channel_high: ``(channels,)``, the largest value of each channel; None if nothing was seen.
         dims: number of axes of the tensors seen.
+        named: the subclasses by their name in ``QuantConfig.observer``.
     """
+
+    named: ClassVar[dict[str, type[Observer]]] = {}
+
+    def __init_subclass__(cls, name: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            cls.named[name] = cls
 
     def __init__(self, label: str, symmetric: bool = False) -> None:
         super().__init__()

@@ -14,11 +14,11 @@ from .ranges import entropy_range, mse_range, percentile_range, whole_range
 Choose = Callable[[Histogram, float, float, bool], tuple[float, float]]
 
 
-class MinMaxObserver(Observer):
+class MinMaxObserver(Observer, name="minmax"):
     """The range is the extremes of all values seen."""
 
 
-class MovingAverageObserver(Observer):
+class MovingAverageObserver(Observer, name="moving_average"):
     """The range is an exponential moving average of the extremes of each batch.
 
     Merging takes the mean, weighted by the number of batches, as the order of the batches is not known.
@@ -47,7 +47,7 @@ class MovingAverageObserver(Observer):
         return self.average
 
 
-class HistogramObserver(Observer):
+class HistogramObserver(Observer, name="histogram"):
     """The range of least squared quantization error, from a histogram of the values."""
 
     choose: Choose = staticmethod(mse_range)
@@ -67,19 +67,19 @@ class HistogramObserver(Observer):
         return self.choose(self.histogram, self.low, self.high, self.symmetric)
 
 
-class PercentileObserver(HistogramObserver):
+class PercentileObserver(HistogramObserver, name="percentile"):
     """The range holds 99.99 % of the values, and at least the range of least squared error."""
 
     choose = staticmethod(percentile_range)
 
 
-class EntropyObserver(HistogramObserver):
+class EntropyObserver(HistogramObserver, name="entropy"):
     """The range whose quantized distribution has the least KL divergence from the observed one."""
 
     choose = staticmethod(entropy_range)
 
 
-class MeasuredObserver(HistogramObserver):
+class MeasuredObserver(HistogramObserver, name="measured"):
     """The range of :data:`MEASURED_RANGES` that gives the least error at the layers that read the value.
 
     Attributes:
@@ -113,11 +113,4 @@ class FixedObserver(Observer):
 # What MeasuredObserver chooses from.
 MEASURED_RANGES: tuple[Choose, ...] = (mse_range, whole_range, percentile_range)
 
-OBSERVER_CLASSES: dict[str, type[Observer]] = {
-    "measured": MeasuredObserver,
-    "histogram": HistogramObserver,
-    "minmax": MinMaxObserver,
-    "moving_average": MovingAverageObserver,
-    "percentile": PercentileObserver,
-    "entropy": EntropyObserver,
-}
+OBSERVER_CLASSES = Observer.named

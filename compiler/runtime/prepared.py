@@ -91,6 +91,11 @@ class Prepared(nn.Module, Quantized):
         return self._stage.gm
 
     @property
+    def notes(self) -> dict[fx.Node, str]:
+        """What passes did or could not do so far, by node."""
+        return self._stage.runner.notes
+
+    @property
     def snapshots(self) -> dict[str, str]:
         """The graph after each step, if asked for."""
         return self._stage.runner.snapshots

@@ -74,9 +74,9 @@ def shortfall(evaluator: Evaluator, chosen: Trial, float_value: float) -> str | 
         return "No int8 mix was tried in time: give it more seconds." if evaluator.late else NOTHING_FASTER
     found = f"the best of {len(values)} has {max(numbers):.6g}" if numbers else f"it is NaN for all {len(values)}"
     return (
-        f"No int8 mix that was tried keeps evaluate at {evaluator.floor:.6g} or more, where fp32 gives {float_value:.6g}: {found}."
-        f" Allow a larger max_drop, {'more seconds, ' if evaluator.late else ''}give more calibration data, or train with "
-        "scheme='qat'."
+        f"evaluate gives {float_value:.6g} in fp32, and no int8 mix that was tried reaches {evaluator.floor:.6g}: "
+        f"{found}. Allow a larger max_drop{' or more seconds' if evaluator.late else ''}, give more calibration data, or train "
+        "with scheme='qat'."
     )
 
 
@@ -93,9 +93,10 @@ def search_result(evaluator: Evaluator, chosen: Trial, module: QuantizedModule, 
     """The result of the search that has chosen ``chosen`` and its ``module``."""
     ops = len(evaluator.space.costs.fp32)
     speed = "" if chosen.ratio is None else f"; {chosen.milliseconds:.3g} ms, {chosen.ratio:.2f} of fp32's time"
+    within = "within" if chosen.within else "below"
     summary = (
-        f"search: evaluate {chosen.value:.6g}, fp32 {float_value:.6g}, {'within' if chosen.within else 'below'} the budget of "
-        f"{evaluator.floor:.6g}{speed}; {ops - len(chosen.fp32)} of {ops} ops in int8; "
+        f"search: evaluate {chosen.value:.6g}, fp32 {float_value:.6g}, "
+        f"{within} the budget of {evaluator.floor:.6g}{speed}; {ops - len(chosen.fp32)} of {ops} ops in int8; "
         f"{len(evaluator.trials)} {'mix' if len(evaluator.trials) == 1 else 'mixes'} tried"
     )
     front = tuple(

@@ -59,8 +59,8 @@ def search(
 
     Sensitivity and latency of every op are measured without ``evaluate``; from them the Pareto front of mixes is
     predicted (:mod:`fxquant.passes.analysis.precision_cut`). Then ``evaluate`` is called on a few lowered mixes
-    (:mod:`fxquant.compiler.search.strategy`). The result was evaluated and is within the budget, and was not slower than
-    the float model when measured beside it. If no mix is both, the result runs in fp32.
+    (:mod:`fxquant.compiler.search.strategy`). The result is within the budget by a real evaluation, and was measured
+    to be no slower than the float model. If no mix is both, the result runs in fp32.
 
     Args:
         model, calibration, config, target, leaf_modules, calibration_batches: as of :func:`fxquant.compile` with

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...backends.base.op import Output
+from ...backends.registry import DEFAULT
 from ...passes.analysis.assignment import INPUT_IS_FP32
 from ...passes.analysis.measured_costs import measured_costs
 from ...passes.analysis.precision_cut import Point, PrecisionCosts
@@ -20,7 +21,7 @@ from .result import Prediction
 
 Mix = frozenset[str]  # an int8/fp32 mix: the names of the ops that are int8
 
-NEEDS_LATENCIES = "A search needs latencies, and backend {!r} measures none: use 'x86'."
+NEEDS_LATENCIES = "A search needs latencies, and backend {!r} measures none. " + f"Use {DEFAULT!r}."
 LOWEST = -60.0  # dB
 SLOWER = "search: not faster in int8 on this CPU, conversions included"
 FOR_ACCURACY = "search: for accuracy"

@@ -85,7 +85,7 @@ class Strategy:
             size //= 2
 
     def _ranked(self, current: Mix, weight: float) -> list[str]:
-        """The weighted fp32 ops that are not slower in int8, in the order of the noise that they add for what they save."""
+        """The weighted fp32 ops that are not slower in int8, ordered by noise added per time saved."""
         costs, noise = self.space.costs, dict[str, float]()
         now = costs.total(current)
         for op in self.space.weighted:

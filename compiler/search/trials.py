@@ -56,8 +56,8 @@ class Trials:
         """
         if self.fp32 is not None and not same(fp32, self.fp32):
             raise ConfigError(
-                f"evaluate returns {fp32!r} for the fp32 model, but returned {self.fp32!r} in the search of {self.path}. "
-                "Delete that file to start again."
+                f"evaluate returns {fp32!r} for the fp32 model, but returned {self.fp32!r} in the search recorded in "
+                f"{self.path}. Delete that file to start again."
             )
         self.fp32 = fp32
         self.save()

@@ -1,7 +1,7 @@
 """The stages of a model on its way: captured, prepared, calibrated, frozen, lowered.
 
-Each stage holds the graph that the one before it held, rewritten in place, and what became known since. A stage that was
-passed on to the next one must not be used again.
+Each stage holds the graph of the one before it, rewritten in place, and what became known since. Do not use a stage
+again after the next one was made from it.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class OpExchange:
         )
 
     def all_except(self, unit: Unit) -> Any:
-        """The output if all ops except ``unit`` are int8. Values that no other int8 op makes or reads stay fp32, too."""
+        """The output if all ops except ``unit`` are int8. Values that no other int8 op makes or reads stay fp32."""
         values = ChainMap(dict[fx.Node, Any](), self.fp32.values)
         values |= {ours: self.int8.values[self._without_pair(theirs, unit)] for ours, theirs in self._inputs(unit)}
         for node in unit.nodes:

@@ -1,4 +1,4 @@
-"""Layers with int8 or fp16 weights, made of float layers: as a backend runs them, and as the frozen program holds them."""
+"""Make layers with int8 or fp16 weights: as a backend runs them, and as the frozen program holds them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class LayerWeight:
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The integers that a weight may take: from ``low`` to ``high``, with ``scale`` and ``zero_point`` along ``axis``."""
+    """The integers that a weight may take: ``low`` to ``high``, with ``scale`` and ``zero_point`` along ``axis``."""
 
     scale: Tensor
     zero_point: Tensor

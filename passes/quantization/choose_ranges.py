@@ -1,8 +1,8 @@
 """The range of each activation by its effect on the layers that read it.
 
-The least squared error of a tensor is not the least error behind the layer that reads it. Of the ranges in
-:data:`~fxquant.compiler.numerics.observers.MEASURED_RANGES`, the one is chosen that gives the least error at the outputs
-of the readers on a sample.
+The range of least squared error of a tensor need not give the least error at the output of the layer that reads it. So
+the pass takes the range in :data:`~fxquant.compiler.numerics.observers.MEASURED_RANGES` with the least error at the
+outputs of the readers on a sample.
 """
 
 from __future__ import annotations

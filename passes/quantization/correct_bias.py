@@ -1,7 +1,7 @@
 r"""Empirical bias correction (Nagel et al. 2019, arXiv:1906.04721, section 4.2 and appendix D).
 
-Quantization shifts the mean of the output of a layer. Layer by layer, each behind the corrected ones before it, the mean
-error of each output channel over a sample is subtracted from the bias:
+Quantization shifts the mean of the output of a layer. In the order in which the layers run, the mean error of each
+output channel over a sample is subtracted from the bias:
 
 .. math:: b_c' = b_c - \lambda_c \, \bar e_c, \qquad \bar e_c = E[\hat y_c - y_c].
 
@@ -35,8 +35,8 @@ SETTLED = 1e-3  # of the standard deviation of a channel: a smaller mean error i
 class CorrectBias:
     """Not exact. Runs the model twice on the sample, and once on half of it to compare with. Corrects a layer once.
 
-    If ``correct_bias`` of a layer is "auto", its correction is taken back unless the output of the model on the sample is
-    surely nearer to the exact output with all of them.
+    If ``correct_bias`` of a layer is "auto", its correction is undone unless all corrections together surely bring the
+    output of the model on the sample nearer to the exact one.
 
     Args:
         exact: the graph in fp32, and its nodes by those of the frozen graph.

@@ -1,12 +1,12 @@
 r"""Cross-layer equalization of weight ranges (Nagel et al. 2019, arXiv:1906.04721, section 4.1).
 
-With a scale :math:`s_c` per class of channels (:mod:`fxquant.passes.analysis.channels`), the outputs of its producers are
-divided by :math:`s_c`, and the inputs of its consumers are multiplied. As in the paper, the scale makes both ranges equal,
+With a scale :math:`s_c` per class of channels (:mod:`fxquant.passes.analysis.channels`), the outputs of its producers
+are divided by :math:`s_c`, and the inputs of its consumers are multiplied. The scale makes both ranges equal,
 
 .. math:: s_c = \sqrt{r^{out}_c / r^{in}_c},
 
-where :math:`r^{out}_c` is the largest weight that makes the channel and :math:`r^{in}_c` the largest that reads it, over all
-producers and all consumers of the class. All classes take a step at once, until none moves.
+where :math:`r^{out}_c` is the largest weight that makes the channel and :math:`r^{in}_c` the largest that reads it,
+over all producers and all consumers of the class. All classes take a step at once, until none moves.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Group:
 
 
 class Smooth:
-    """Exact. Refuses a layer whose outputs cannot be scaled or would not gain.
+    """Exact. Refuses a layer whose outputs cannot be scaled or would not gain. Scales a layer once.
 
     Args:
         assignment: which layers are int8, and how.
@@ -77,6 +77,7 @@ class Smooth:
     ) -> None:
         self.assignment, self.sample, self.refuse = assignment, sample, refuse
         self.units = {u.root: u for u in assignment.int8_units}
+        self._smoothed: set[fx.Node] = set()
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         classes = scale_classes(gm, self.sample[0], self._refuse)
@@ -107,6 +108,7 @@ class Smooth:
                 text = f"not smoothed: {share:.0%} of the noise would be left"
                 refusals |= dict.fromkeys(group.givers, text)
         changed = apply_scale(classes, scale)
+        self._smoothed.update(changed)
         return PassResult(len(changed), refusals, {n: r for n, r in remarks.items() if n in changed})
 
     def _groups(self, gm: fx.GraphModule, readers: Sequence[Reader], classes: ScaleClasses) -> list[Group]:
@@ -121,7 +123,7 @@ class Smooth:
         return [_group(part, classes, statistics) for part in parts]
 
     def _refuse(self, node: fx.Node) -> str | None:
-        reason = self.refuse(node)
+        reason = "it is smoothed already" if node in self._smoothed else self.refuse(node)
         unit = self.units.get(node)
         if reason or unit is None or not unit.row.weighted:
             return reason

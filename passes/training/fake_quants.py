@@ -42,7 +42,7 @@ class Simulation:
 
 
 class AttachLayers:
-    """Exact: puts a :class:`SimulatedLayer`, which does not round yet, in place of each layer.
+    """Puts a :class:`SimulatedLayer`, which does not round yet, in place of each layer. Exact if ``norms`` is empty.
 
     Args:
         assignment: which ops are int8.
@@ -52,10 +52,10 @@ class AttachLayers:
     """
 
     name = "attach_layers"
-    exact = True
 
     def __init__(self, assignment: Assignment, norms: Mapping[str, nn.Module], simulation: Simulation) -> None:
         self.assignment, self.norms, self.simulation = assignment, norms, simulation
+        self.exact = not norms
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         modules, count = dict(gm.named_modules()), 0

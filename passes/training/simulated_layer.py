@@ -1,9 +1,9 @@
 r"""Layers of a model in training whose weights are rounded as for their int8 kernels.
 
 For inference, a batch normalization behind a layer is folded into it, so the folded weight must be rounded. But in
-training the batch normalizes with its own statistics, which are known only behind the layer. So the layer computes with
-:math:`round(g W)`, with :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` of the running variance; its output is divided by
-:math:`g` again, and then normalized (the scale-factor method: Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
+training, the normalization uses the statistics of the batch, which are known only behind the layer. So the layer
+computes with :math:`round(g W)`, where :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` has the running variance; its
+output is divided by :math:`g`, and then normalized (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
 With running statistics (in eval mode, or once the batch normalization is frozen) it is folded as for inference.
 """
 
@@ -63,7 +63,7 @@ class SimulatedLayer(nn.Module):
         return self._own[2]
 
     def forward(self, x: Tensor, *rest: Any, **options: Any) -> Tensor:
-        """The output of the layer and its normalization for ``x``; further arguments only for a layer that does not round."""
+        """The normalized output of the layer for ``x``. Only a layer that does not round takes further arguments."""
         layer, norm, rounds = self.layer, self.norm, self.rounds
         if rounds is None:
             given = layer(x, *rest, **options)

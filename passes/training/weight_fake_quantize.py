@@ -96,8 +96,8 @@ class WeightFakeQuantize(nn.Module, Quantized):
         if saved is not None and saved.tolist() != [self.qmin, self.qmax]:
             low, high = saved.tolist()
             errors.append(
-                f"In the checkpoint the weight of '{self.label}' has integers from {low} to {high}, but this module was "
-                f"prepared for {self.qmin} to {self.qmax}. Prepare it with the same weight_bits and weight."
+                f"In the checkpoint, the weight of '{self.label}' has integers from {low} to {high}, but this module "
+                f"was prepared for {self.qmin} to {self.qmax}. Prepare it with the same weight_bits and weight."
             )
             return
         super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,7 @@ def build() -> nn.Sequential:
     )
 
 
-def train(rank: int, world: int, folder: str, scales: str) -> None:
+def train(rank: int, world: int, folder: str, scales: Any) -> None:
     """Four steps, each rank on its own data; the second half with frozen scales. Saves the state at the end."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fxquant.passes.dynamic.attention import take_attention_apart
+from fxquant.passes.dynamic.attention import project_attentions
 from fxquant.passes.dynamic.projected_attention import ProjectedAttention
 
 
@@ -78,14 +78,14 @@ def test_causal_hint_needs_a_mask() -> None:
 def test_what_appends_to_keys_is_left_whole(option: str) -> None:
     options: dict[str, Any] = {option: True}
     tree = nn.Sequential(nn.MultiheadAttention(8, 2, **options))
-    same, refusals = take_attention_apart(tree)
+    same, refusals = project_attentions(tree)
     assert same is tree and type(tree[0]) is nn.MultiheadAttention
     assert option in refusals["0"]
 
 
 def test_one_wide_projection_where_one_tensor_is_read() -> None:
     layer = nn.TransformerDecoderLayer(8, 2, 16)
-    take_attention_apart(layer)
+    project_attentions(layer)
     own, cross = layer.self_attn, layer.multihead_attn
     assert isinstance(own, ProjectedAttention) and isinstance(cross, ProjectedAttention)
     assert [p.out_features for p in own.in_proj] == [24]
@@ -95,5 +95,5 @@ def test_one_wide_projection_where_one_tensor_is_read() -> None:
 def test_a_shared_attention_stays_shared() -> None:
     attention = nn.MultiheadAttention(8, 2)
     tree = nn.ModuleList([attention, attention])
-    take_attention_apart(tree)
+    project_attentions(tree)
     assert isinstance(tree[0], ProjectedAttention) and tree[0] is tree[1]

@@ -16,7 +16,7 @@ from fxquant import CaptureError, ConfigError
 from fxquant.compiler.capture.capture import capture
 from fxquant.compiler.capture.normalize import normalize
 
-from .toys import TABLE, Branchy, Controlled, Lambda, compiled, computed, images, normalized, row, small, sqnr
+from .toys import Branchy, Controlled, Lambda, compiled, computed, images, normalized, row, small, sqnr
 
 Function = Callable[[nn.Module, Tensor], Any]
 
@@ -118,7 +118,7 @@ def test_spellings_with_equal_parameters_are_equal_nodes() -> None:
 def test_normalizing_again_changes_nothing(name: str) -> None:
     for model in SPELLINGS[name][1]:
         gm = normalized(model)
-        assert normalize(gm, TABLE) == 0
+        assert normalize(gm) == 0
 
 
 def relu_method(m: nn.Module, x: Tensor) -> Tensor:

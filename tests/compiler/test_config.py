@@ -123,7 +123,7 @@ def test_override_changes_the_weights_of_its_part_only() -> None:
 
 @pytest.mark.parametrize("observer", ["histogram", "minmax", "moving_average", "percentile", "entropy"])
 @pytest.mark.parametrize("activation", ["per_tensor_affine", "per_tensor_symmetric"])
-def test_every_observer_gives_a_usable_model(observer: str, activation: str) -> None:
+def test_every_observer_gives_a_usable_model(observer: Any, activation: Any) -> None:
     model = small()
     q = compiled(model, config=QuantConfig(observer=observer, activation=activation))
     x = images()
@@ -134,7 +134,7 @@ def test_every_observer_gives_a_usable_model(observer: str, activation: str) -> 
 @pytest.mark.parametrize(
     "weight", ["per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine", "per_tensor_affine"]
 )
-def test_every_weight_scheme_gives_a_usable_model(weight: str) -> None:
+def test_every_weight_scheme_gives_a_usable_model(weight: Any) -> None:
     model = small()
     q = compiled(model, config=QuantConfig(weight=weight))
     x = images()

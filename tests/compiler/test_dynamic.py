@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import ConfigError, ModelError, QuantConfig, QuantizedModule, StateError
-from fxquant.backends.base.layers import DynamicLayer
-from fxquant.backends.reference import ReferenceLayer
+from fxquant.backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
 from fxquant.compiler.numerics.metrics import sqnr
 
 
@@ -110,7 +109,7 @@ def test_the_last_layers_are_fp16_while_small() -> None:
         return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 4))
 
     found = rows(dynamic(seeded(build)))
-    assert found["4"].precision == "fp16" and "near the output" in found["4"].reason
+    assert found["4"].precision == "fp16" and "next to the output" in found["4"].reason
     assert found["2"].precision == "int8 dynamic"
     asked = rows(dynamic(seeded(build), config=QuantConfig(overrides={"4": "dynamic"})))
     assert asked["4"].precision == "int8 dynamic"
@@ -223,7 +222,7 @@ def test_tied_weights_are_rounded_once(functional: bool) -> None:
     near(model, q, torch.randint(60, (3, 4)))
     layers = {m for m in q.graph.modules() if isinstance(m, ReferenceLayer)}
     assert len(layers) == 3
-    weights = [m.rounded_layer.weights["weight"] for m in layers]
+    weights = [m.spec[0].weights["weight"] for m in layers]
     assert len({id(w) for w in weights}) == 2
     near(model, dynamic(model), torch.randint(60, (3, 4)))
 

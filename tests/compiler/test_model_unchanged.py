@@ -16,7 +16,7 @@ from .toys import Controlled, Lambda, compiled, data, images, small, unchanged
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("backend", ["reference", "x86"])
-def test_after_a_compilation(training: bool, backend: str) -> None:
+def test_after_a_compilation(training: bool, backend: Any) -> None:
     model = small().train(training)
     model.get_submodule("head").register_forward_hook(lambda m, a, out: None)
     model.get_submodule("stem").requires_grad_(False)

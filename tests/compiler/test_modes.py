@@ -165,7 +165,7 @@ def test_what_always_drops_goes_on_dropping() -> None:
 
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
-def test_dropout_in_place_trains_and_leaves_earlier_readers_alone(scales: str) -> None:
+def test_dropout_in_place_trains_and_leaves_earlier_readers_alone(scales: Any) -> None:
     def forward(self: Any, x: Tensor) -> Any:
         y = self.first(x)
         return y.sum(1), self.last(self.drop(y))

@@ -57,7 +57,7 @@ def test_names_of_the_model_survive() -> None:
 
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
-def test_checkpoints_load_both_ways(scales: str) -> None:
+def test_checkpoints_load_both_ways(scales: Any) -> None:
     model, other = small(), small()
     q = prepared(model, config=QuantConfig(scales=scales))
     q.load_state_dict(other.state_dict())
@@ -76,7 +76,8 @@ def test_a_checkpoint_that_lacks_keys_is_refused_as_ever() -> None:
 
 def test_a_checkpoint_with_other_bits_is_refused() -> None:
     q = prepared(config=QuantConfig(weight_bits=4))
-    with pytest.raises(RuntimeError, match=r"from -1 to 1 as the weight of 'stem', .* for -7 to 7"):
+    match = "weight of 'stem' has integers from -1 to 1, but this module was prepared for -7 to 7"
+    with pytest.raises(RuntimeError, match=match):
         q.load_state_dict(prepared(config=QuantConfig(weight_bits=2)).state_dict())
 
 
@@ -153,7 +154,7 @@ def test_a_train_of_the_models_own_is_called() -> None:
 
 
 @pytest.mark.parametrize("observer", ["histogram", "measured"])
-def test_preparing_a_model_in_training_mode_leaves_its_statistics(observer: str) -> None:
+def test_preparing_a_model_in_training_mode_leaves_its_statistics(observer: Any) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
     for fresh in (True, False):
         q = prepared(model.train(), config=QuantConfig(observer=observer))
@@ -209,7 +210,7 @@ def test_functions_over_parameters_keep_their_names_and_train() -> None:
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
 @pytest.mark.parametrize("weight", ["per_channel_symmetric", "per_tensor_affine"])
-def test_training_lowers_the_loss_and_int8_keeps_it(scales: str, weight: str) -> None:
+def test_training_lowers_the_loss_and_int8_keeps_it(scales: Any, weight: Any) -> None:
     q = prepared(config=QuantConfig(weight=weight, weight_bits=4, scales=scales), backend="x86").train()
     optimizer = optimizer_of(q)
     losses = [step(q, optimizer, seed=0) for _ in range(30)]
@@ -217,7 +218,7 @@ def test_training_lowers_the_loss_and_int8_keeps_it(scales: str, weight: str) ->
     done = fxquant.convert(q)
     x = images(4)
     assert sqnr(q.eval()(x), done(x)) > 30
-    assert "no layer more than one step apart" in str(done)
+    assert "no layer differs by more than one step" in str(done)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
@@ -363,7 +364,7 @@ def test_autocast_trains() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["static", "dynamic", "qat"])
-def test_autocast_around_a_compilation_changes_nothing(scheme: str) -> None:
+def test_autocast_around_a_compilation_changes_nothing(scheme: Any) -> None:
     model, options = small(), {} if scheme == "dynamic" else {"calibration": data()}
     if scheme == "qat":
         options["train"] = lambda q: None  # type: ignore[assignment]
@@ -385,7 +386,7 @@ def test_it_prints_how_far_it_is() -> None:
 
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
-def test_ranks_agree_under_distributed_data_parallel(scales: str, tmp_path: Path) -> None:
+def test_ranks_agree_under_distributed_data_parallel(scales: Any, tmp_path: Path) -> None:
     spawn(train, (2, str(tmp_path), scales), nprocs=2)
     states = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     # As under DistributedDataParallel ever, running statistics agree only from the next forward on.
@@ -403,7 +404,7 @@ def test_models_of_the_zoo_train_and_agree_with_their_int8_form(name: str) -> No
     q = fxquant.prepare(settled(name), scheme="qat", calibration=calibration).train()
     q(*calibration[0]).square().mean().backward()
     assert [n for n, p in q.named_parameters() if p.grad is None] == []
-    assert "no layer more than one step apart" in fxquant.convert(q).report.remark
+    assert "no layer differs by more than one step" in fxquant.convert(q).report.remark
 
 
 class SqueezeExcite(nn.Module):
@@ -547,7 +548,7 @@ def test_a_layer_with_dynamic_weights_trains_in_fp32_and_is_swapped_in_the_end()
     [
         ({"calibration": None}, ConfigError, "needs calibration="),
         ({"calibration": []}, CalibrationError, "no batch"),
-        ({"calibration": [torch.ones(2, 3)]}, CalibrationError, "forward fails on calibration batch 0"),
+        ({"calibration": [torch.ones(2, 3)]}, CalibrationError, r"forward\(\) fails on calibration batch 0"),
         ({"calibration_batches": 0}, ConfigError, "calibration_batches"),
         ({"config": QuantConfig(equalize=True)}, ConfigError, r"equalize=True is for scheme 'static'"),
         ({"config": QuantConfig(overrides={"stem": QuantConfig(correct_bias=True)})}, ConfigError, "correct_bias"),

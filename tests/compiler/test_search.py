@@ -21,11 +21,11 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import BudgetWarning, ConfigError, ModelError, QuantConfig, SearchError, SearchResult
 from fxquant.backends.base.backend import Latencies
-from fxquant.backends.base.program import Frozen
+from fxquant.backends.base.program import FrozenProgram
 from fxquant.backends.x86 import X86Backend
 from fxquant.backends.x86.codegen import executors
 from fxquant.compiler.numerics.metrics import sqnr
-from fxquant.compiler.search import evaluator as judge
+from fxquant.compiler.search import evaluator
 
 from .search_toys import FRAGILE, LAYERS, batches, closeness, config, model
 
@@ -37,8 +37,8 @@ def given_speed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Ops take half the time in int8; a module the less, the more of its ops are: [int8, fp32] ms of a whole."""
     speed = [1.0, 2.0]
 
-    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
-        names = [n.name for n in frozen.module.graph.nodes]
+    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+        names = [n.name for n in program.module.graph.nodes]
         borders = dict.fromkeys(names, 0.01)
         return Latencies(dict.fromkeys(names, 0.5), dict.fromkeys(names, 1.0), borders, borders, {})
 
@@ -46,9 +46,14 @@ def given_speed(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         return [_milliseconds(run.func, *speed) for run in runs]  # type: ignore[attr-defined]
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
-    monkeypatch.setattr(judge, "interleaved_medians", medians)
+    monkeypatch.setattr(evaluator, "interleaved_medians", medians)
     monkeypatch.setitem(executors.EXECUTORS, "auto", executors.eager)  # tracing takes longer than all else here
     return speed
+
+
+def int8_is_slower(self: evaluator.Evaluator, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+    """All but the last module, the float one, take twice its time."""
+    return [2.0] * (len(modules) - 1) + [1.0]
 
 
 def _milliseconds(module: nn.Module, int8: float, fp32: float) -> float:
@@ -127,13 +132,13 @@ def test_an_evaluation_that_draws_is_given_the_same_numbers_each_time() -> None:
 def test_where_no_int8_is_within_the_budget_the_result_is_fp32_and_says_so() -> None:
     everything = QuantConfig(weight_bits=2)
     with pytest.warns(
-        BudgetWarning, match=r"No int8 mix that was tried keeps evaluate at .* the best of .*larger max_drop"
+        BudgetWarning, match=r"no int8 mix that was tried reaches .* the best of .*larger max_drop"
     ):
         result = found(config=everything, max_drop=1e-9)
     assert result.best.report.counts == {"fp32": len(LAYERS)} and result.chosen.within
     (x,) = batches(1)
     assert torch.allclose(result.best(x), model()(x), atol=1e-5)
-    with pytest.raises(SearchError, match="No int8 mix that was tried keeps evaluate"):
+    with pytest.raises(SearchError, match="no int8 mix that was tried reaches"):
         found(config=everything, max_drop=1e-9, strict=True)
 
 
@@ -143,8 +148,8 @@ def test_nan_for_all_mixes_is_told() -> None:
 
 
 def test_where_int8_is_never_faster_no_budget_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
-        names = [n.name for n in frozen.module.graph.nodes]
+    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+        names = [n.name for n in program.module.graph.nodes]
         fast = dict.fromkeys(names, 0.1)
         return Latencies(dict.fromkeys(names, 1.0), fast, fast, fast, {})
 
@@ -158,10 +163,10 @@ def test_where_int8_is_never_faster_no_budget_is_missed(monkeypatch: pytest.Monk
 def test_what_evaluate_does_to_the_float_model_stays_there(lowered: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """What runs in the end, the model lowered in fp32 or as it is, does what it did in eval mode."""
 
-    def measured(self: judge.Judge, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+    def measured(self: evaluator.Evaluator, modules: Sequence[nn.Module], rounds: int) -> list[float]:
         return [2.0] * (len(modules) - 2) + [lowered, 1.0]
 
-    monkeypatch.setattr(judge.Judge, "measured", measured)
+    monkeypatch.setattr(evaluator.Evaluator, "measured", measured)
     net = nn.Sequential(*model(), nn.BatchNorm2d(8), nn.Dropout(0.9)).eval()
     (x,) = batches(1)
     exact = net(x)
@@ -181,7 +186,9 @@ def test_what_evaluate_does_to_the_float_model_stays_there(lowered: float, monke
 
 
 def test_the_report_of_the_float_model_has_no_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge.Judge, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0])
+    monkeypatch.setattr(
+        evaluator.Evaluator, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0]
+    )
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
     config = QuantConfig(overrides={"2": "fp16"})
     with warnings.catch_warnings():
@@ -229,7 +236,9 @@ def test_nothing_slower_than_the_float_model_is_returned(given_speed: list[float
 def test_the_float_model_itself_is_returned_where_even_its_lowered_form_is_slower(
     given_speed: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judge.Judge, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0])
+    monkeypatch.setattr(
+        evaluator.Evaluator, "measured", lambda self, modules, rounds: [2.0] * (len(modules) - 1) + [1.0]
+    )
     with pytest.warns(BudgetWarning):
         result = found()
     (x,) = batches(1)
@@ -241,12 +250,12 @@ def test_of_mixes_about_as_fast_one_that_is_slower_than_fp32_does_not_hide_the_o
 ) -> None:
     """Within a percent the one with most int8 comes first, though it be slower than the float model."""
 
-    def measured(self: judge.Judge, modules: Sequence[nn.Module], rounds: int) -> list[float]:
+    def measured(self: evaluator.Evaluator, modules: Sequence[nn.Module], rounds: int) -> list[float]:
         int8 = [m.report.counts.get("int8", 0) if isinstance(m, fxquant.QuantizedModule) else None for m in modules]
         most = max(n for n in int8 if n is not None)
         return [1.0 if n is None else 1.001 if n == most else 0.999 if n else 2.0 for n in int8]
 
-    monkeypatch.setattr(judge.Judge, "measured", measured)
+    monkeypatch.setattr(evaluator.Evaluator, "measured", measured)
     result = found()
     assert result.chosen.ratio == pytest.approx(0.999) and "int8" in result.best.report.counts
 

@@ -34,7 +34,7 @@ class Chain:
     def weighted(self) -> list[str]:
         return list(self.penalties)
 
-    with_back = Space.with_back
+    with_int8 = Space.with_int8
 
     def search(self, within: Callable[[Mix], bool], width: int = 1) -> tuple[Mix | None, int]:
         """The fastest mix found within the budget, and the number of evaluations."""

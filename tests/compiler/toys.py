@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import fxquant
-from fxquant.backends.x86.bindings.table import build_table
 from fxquant.compiler.capture.capture import capture
 from fxquant.compiler.capture.normalize import normalize
 from fxquant.compiler.report.report import Row
-
-TABLE = build_table()
 
 
 class Lambda(nn.Module):
@@ -107,7 +104,7 @@ def compiled(model: nn.Module, calibration: Any = None, **options: Any) -> fxqua
 
 def normalized(model: nn.Module) -> fx.GraphModule:
     gm = capture(model)
-    normalize(gm, TABLE)
+    normalize(gm)
     return gm
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 C = 8
@@ -47,6 +48,13 @@ STEPS: dict[str, tuple[Callable[[], list[nn.Module]], Run]] = {
     "max_pool": (nothing, lambda m, a, b: F.max_pool2d(a, 3, 1, 1)),
     "avg_pool": (nothing, lambda m, a, b: F.avg_pool2d(a, 3, 1, 1, count_include_pad=False)),
 }
+
+
+# A step's name, and how far back each of its inputs is.
+PROGRAMS = st.lists(
+    st.tuples(st.sampled_from(sorted(STEPS)), st.sampled_from([0, 0, 0, 1, 2, 3]), st.integers(0, 5)),
+    min_size=3, max_size=9,
+)  # fmt: skip
 
 
 class RandomGraph(nn.Module):

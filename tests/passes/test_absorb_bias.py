@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from fxquant import QuantConfig
 from fxquant.passes.base import PassResult
 from fxquant.passes.rewrites.absorb_bias import AbsorbBias
-from tests.compiler.toys import TABLE, Lambda, compiled, images, normalized
+from tests.compiler.toys import Lambda, compiled, images, normalized
 
 Forward = Callable[[Any, Tensor], Any]
 
@@ -32,7 +32,7 @@ def raised(function: Forward, **layers: nn.Module) -> Any:
 
 def absorbed(model: nn.Module, *batches: Tensor, refuse: Any = lambda node: None) -> tuple[fx.GraphModule, PassResult]:
     gm = normalized(model)
-    return gm, AbsorbBias([((x,), {}) for x in batches], refuse)(gm, TABLE)
+    return gm, AbsorbBias([((x,), {}) for x in batches], refuse)(gm)
 
 
 def chain(m: Any, x: Tensor) -> Any:
@@ -67,7 +67,7 @@ def test_exact_above_what_the_sample_showed_and_done_once(case: str) -> None:
     between = 0.3 * x + 0.7 * x.roll(1, 0)
     for batch in (x, between):
         torch.testing.assert_close(gm(batch), model(batch), rtol=1e-4, atol=1e-4)
-    assert AbsorbBias([((x,), {})], lambda node: None)(gm, TABLE).rewrites == 0
+    assert AbsorbBias([((x,), {})], lambda node: None)(gm).rewrites == 0
 
 
 def test_the_constant_is_the_least_value_seen() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import QuantConfig
 from fxquant.passes.rewrites.equalize import TOLERANCE, Equalize
-from tests.compiler.toys import TABLE, Lambda, images, normalized
+from tests.compiler.toys import Lambda, images, normalized
 from tests.passes.random_graphs import uneven
 from tests.passes.test_equalize import equalized, relative_error, unsettled
 
@@ -135,6 +135,6 @@ def test_a_second_run_changes_nothing_even_where_ranges_start_far_apart() -> Non
     layers = [m for i in range(6) for m in (nn.Conv2d(3 if i == 0 else 6, 6, 1), nn.ReLU())]
     model, x = uneven(nn.Sequential(*layers), 3), images(2)
     gm = normalized(model)
-    assert Equalize(((x,), {}))(gm, TABLE).rewrites == 5
+    assert Equalize(((x,), {}))(gm).rewrites == 5
     assert max(unsettled(gm, x).values()) < TOLERANCE * 1.01
-    assert Equalize(((x,), {}))(gm, TABLE).rewrites == 0
+    assert Equalize(((x,), {}))(gm).rewrites == 0

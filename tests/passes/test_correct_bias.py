@@ -16,7 +16,7 @@ from tests.compiler.toys import Lambda, compiled
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def coarse(choice: bool | str, **options: Any) -> QuantConfig:
+def coarse(choice: Any, **options: Any) -> QuantConfig:
     return QuantConfig(
         weight_bits=3, weight="per_tensor_symmetric", equalize=False, absorb_bias=False, correct_bias=choice, **options
     )
@@ -47,7 +47,7 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("choice", [True, "auto"])
-def test_the_mean_error_goes(name: str, choice: bool | str) -> None:
+def test_the_mean_error_goes(name: str, choice: Any) -> None:
     layer, shape, axis = LAYERS[name]
     model = nn.Sequential(layer).eval()
     batches, x = [offset(*shape) for _ in range(4)], offset(256, *shape[1:])
@@ -91,14 +91,13 @@ def test_a_layer_without_bias_gets_one() -> None:
 
 
 @pytest.mark.parametrize("choice", [True, "auto"])
-def test_one_item_tells_nothing(choice: bool | str) -> None:
+def test_one_item_tells_nothing(choice: Any) -> None:
     model = nn.Sequential(nn.Conv2d(6, 8, 3)).eval()
     q = compiled(model, [offset(1, 6, 8, 8)], config=coarse(choice))
-    assert "bias not corrected: a sample of one item" in q.report.rows[0].reason
+    assert "bias not corrected: in a sample of one item" in q.report.rows[0].reason
     assert torch.equal(biases(q)["0.bias"], model.get_parameter("0.bias"))
-    assert (
-        "a sample of one" not in compiled(model, [offset(1, 6, 8, 8)] * 2, config=coarse(choice)).report.rows[0].reason
-    )
+    two = compiled(model, [offset(1, 6, 8, 8)] * 2, config=coarse(choice))
+    assert "a sample of one item" not in two.report.rows[0].reason
 
 
 def test_a_layer_called_twice_is_refused() -> None:
@@ -147,7 +146,7 @@ def test_what_was_asked_for_stays_corrected_and_says_so(monkeypatch: pytest.Monk
         "auto",
     ],
 )
-def test_inputs_without_a_batch_axis_compile(choice: bool | str) -> None:
+def test_inputs_without_a_batch_axis_compile(choice: Any) -> None:
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
     q = compiled(model, [torch.randn(6) for _ in range(4)], config=QuantConfig(correct_bias=choice))
     assert q(torch.randn(6)).shape == (3,)

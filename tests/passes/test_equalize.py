@@ -12,29 +12,28 @@ from torch import Tensor, fx, nn
 
 from fxquant import QuantConfig
 from fxquant.passes.analysis.channels import Port, scale_classes
+from fxquant.passes.analysis.choice import nothing_against
 from fxquant.passes.base import PassResult
 from fxquant.passes.layers.layer_weight import by_channels
-from fxquant.passes.rewrites.equalize import TOLERANCE, Equalize, nothing_against
-from tests.compiler.toys import TABLE, Lambda, compiled, images, normalized, unchanged
-from tests.passes.random_graphs import STEPS, RandomGraph, uneven
+from fxquant.passes.rewrites.equalize import TOLERANCE, Equalize
+from tests.compiler.toys import Lambda, compiled, images, normalized, unchanged
+from tests.passes.random_graphs import PROGRAMS, RandomGraph, uneven
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def equalized(model: nn.Module, x: Tensor) -> tuple[fx.GraphModule, PassResult]:
     gm = normalized(model)
-    return gm, Equalize(((x,), {}))(gm, TABLE)
+    return gm, Equalize(((x,), {}))(gm)
 
 
 def unsettled(gm: fx.GraphModule, x: Tensor) -> dict[fx.Node, float]:
     """How far (log) the channels of each layer still are from equal ranges, 0 where none can be scaled."""
-    classes = scale_classes(gm, TABLE, ((x,), {}), nothing_against)
+    classes = scale_classes(gm, ((x,), {}), nothing_against)
     given, read = torch.zeros(classes.count), torch.zeros(classes.count)
 
     def collect(into: Tensor, port: Port, others: int) -> None:
-        into.scatter_reduce_(
-            0, port.slots, by_channels(port.layer, port.rule).abs().amax((others, 3)).flatten(), "amax"
-        )
+        into.scatter_reduce_(0, port.slots, by_channels(port.layer, port.row).abs().amax((others, 3)).flatten(), "amax")
 
     for port in classes.producers:
         collect(given, port, 2)
@@ -54,14 +53,8 @@ def by_name(texts: Any) -> dict[str, str]:
     return {n.name: text for n, text in texts.items()}
 
 
-programs = st.lists(
-    st.tuples(st.sampled_from(sorted(STEPS)), st.sampled_from([0, 0, 0, 1, 2, 3]), st.integers(0, 5)),
-    min_size=3, max_size=9,
-)  # fmt: skip
-
-
 @settings(max_examples=40)
-@given(program=programs, seed=st.integers(0, 999))
+@given(program=PROGRAMS, seed=st.integers(0, 999))
 def test_any_graph_keeps_its_output_and_accounts_for_every_layer(
     program: list[tuple[str, int, int]], seed: int
 ) -> None:
@@ -70,13 +63,13 @@ def test_any_graph_keeps_its_output_and_accounts_for_every_layer(
     gm = normalized(model)
     layers = [n for n in gm.graph.nodes if n.op == "call_module" and hasattr(gm.get_submodule(str(n.target)), "weight")]
     had_to_go = unsettled(gm, x)
-    result = Equalize(((x,), {}))(gm, TABLE)
+    result = Equalize(((x,), {}))(gm)
     assert relative_error(gm(x), model(x)) < 1e-4
     assert all(result.refusals.values()) and all(result.remarks.values())
     for layer in layers:
         assert layer in result.remarks or layer in result.refusals or had_to_go[layer] < TOLERANCE, layer
     before = {n: p.clone() for n, p in gm.named_parameters()}
-    assert Equalize(((x,), {}))(gm, TABLE).rewrites == 0
+    assert Equalize(((x,), {}))(gm).rewrites == 0
     assert all(torch.equal(p, before[n]) for n, p in gm.named_parameters())
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import QuantConfig
 from fxquant.backends.base.backend import Latencies
-from fxquant.backends.base.program import Frozen
+from fxquant.backends.base.program import FrozenProgram
 from fxquant.backends.x86 import X86Backend
-from fxquant.backends.x86.lowering import fp32_entry as entry
+from fxquant.backends.x86.lowering import fp32_entry
 from fxquant.compiler.numerics.metrics import decibels, sqnr
-from fxquant.compiler.workflows import pipeline
-from fxquant.passes.analysis import keep_fp32
+from fxquant.compiler.workflows import mixed_precision
+from fxquant.passes.analysis import slower_ops
+from fxquant.passes.analysis.ruinous_ops import LEAST_SQNR
 
 from ..compiler.toys import images
 
@@ -29,7 +30,7 @@ PLAIN: dict[str, Any] = dict.fromkeys(("equalize", "smooth", "absorb_bias", "cor
 @pytest.fixture(autouse=True)
 def no_entry_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be decided by measured times."""
-    monkeypatch.setattr(entry, "SHARE", -1e9)
+    monkeypatch.setattr(fp32_entry, "SHARE", -1e9)
 
 
 def row_of(q: fxquant.QuantizedModule) -> dict[str, fxquant.Row]:
@@ -47,7 +48,7 @@ def ruinous() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("backend", ["x86", "reference"])
-def test_an_op_that_ruins_the_output_stays_in_fp32(backend: str) -> None:
+def test_an_op_that_ruins_the_output_stays_in_fp32(backend: Any) -> None:
     model, batches = ruinous(), [images(8) for _ in range(3)]
     q = fxquant.compile(model, calibration=batches, config=QuantConfig(**PLAIN), backend=backend)
     rows = row_of(q)
@@ -55,7 +56,7 @@ def test_an_op_that_ruins_the_output_stays_in_fp32(backend: str) -> None:
     assert {rows[n].precision for n in ("0", "2", "6")} == {"int8"}
     with torch.no_grad():
         exact, ours = ([m(x) for x in batches] for m in (model, q))
-    assert sqnr(exact, ours) > keep_fp32.LEAST_SQNR + 10
+    assert sqnr(exact, ours) > LEAST_SQNR + 10
 
 
 def deep(weight: float) -> nn.Sequential:
@@ -72,7 +73,7 @@ def deep(weight: float) -> nn.Sequential:
 
 
 @pytest.mark.parametrize("backend", ["x86", "reference"])
-def test_as_many_of_the_worst_stay_in_fp32_as_ruin_the_output_together(backend: str) -> None:
+def test_as_many_of_the_worst_stay_in_fp32_as_ruin_the_output_together(backend: Any) -> None:
     """Six layers leave 11 to 16 dB each, and 4 dB in all."""
     model, batches = deep(60.0), [images(8) for _ in range(3)]
 
@@ -86,8 +87,8 @@ def test_as_many_of_the_worst_stay_in_fp32_as_ruin_the_output_together(backend: 
     ruinous = [n for n, row in rows.items() if "together with that in other ops: this op alone leaves" in row.reason]
     ranked = [row.node for row in fxquant.sensitivity(model, batches[:1], config=QuantConfig(**PLAIN)).ranked]
     assert 1 <= len(ruinous) <= 4 and {n for n, row in rows.items() if row.precision == "fp32"} == set(ruinous)
-    assert decibels >= keep_fp32.LEAST_SQNR and set(ruinous) == set(ranked[: len(ruinous)])
-    assert left(ranked[: len(ruinous) - 1], False)[0] < keep_fp32.LEAST_SQNR
+    assert decibels >= LEAST_SQNR and set(ruinous) == set(ranked[: len(ruinous)])
+    assert left(ranked[: len(ruinous) - 1], False)[0] < LEAST_SQNR
 
 
 def test_where_no_number_of_ops_in_fp32_is_enough_only_those_that_are_ruinous_alone_are() -> None:
@@ -109,11 +110,11 @@ def test_the_report_tells_of_a_ruined_output_unless_learned_rounding_mends_it() 
     learned = fxquant.compile(model, calibration=batches, config=replace(few, rounding="learned"))
     with torch.no_grad():
         decibels = sqnr([model(batches[0])], [learned(batches[0])])
-    assert decibels > keep_fp32.LEAST_SQNR + 5 and learned.report.remark == ""
+    assert decibels > LEAST_SQNR + 5 and learned.report.remark == ""
 
 
 @pytest.mark.parametrize("backend", ["x86", "reference"])
-def test_what_bias_correction_mends_is_not_ruined(backend: str) -> None:
+def test_what_bias_correction_mends_is_not_ruined(backend: Any) -> None:
     """4 dB without it, 17 with it."""
     model, batches = deep(60.0), [torch.rand(8, 3, 32, 32) for _ in range(3)]
 
@@ -125,7 +126,7 @@ def test_what_bias_correction_mends_is_not_ruined(backend: str) -> None:
 
     assert left(False)[1].counts["fp32"] > 0
     decibels, report = left(True)
-    assert decibels > keep_fp32.LEAST_SQNR and report.counts == {"int8": 7} and report.remark == ""
+    assert decibels > LEAST_SQNR and report.counts == {"int8": 7} and report.remark == ""
 
 
 class Difference(nn.Module):
@@ -182,13 +183,13 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     """Milliseconds in (int8, fp32) by the op's name; 1 and 2 where nothing is said, and 0.1 for each border."""
     given: dict[str, tuple[float, float]] = {}
 
-    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
-        names = [n.name for n in frozen.module.graph.nodes]
+    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+        names = [n.name for n in program.module.graph.nodes]
         int8, fp32 = ({n: given.get(n, (1.0, 2.0))[i] for n in names} for i in (0, 1))
         return Latencies(int8, fp32, dict.fromkeys(names, 0.1), dict.fromkeys(names, 0.1), {})
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
-    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.02, 0.05))
+    monkeypatch.setattr(slower_ops, "LEAST_GAIN", (0.02, 0.05))
     return given
 
 
@@ -201,13 +202,14 @@ def compiled(config: QuantConfig | None = None) -> Mapping[str, fxquant.Row]:
 def test_what_is_slower_stays_in_int8_where_the_output_is_ruined_without_it(
     costs_accuracy: bool, times: dict[str, tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judged(*args: Any) -> keep_fp32.Kept:
-        *others, trial = args
-        decide: Any = keep_fp32.keep_fp32
-        return decide(*others, lambda fp32: 5.0 if costs_accuracy and "_0" in fp32 else trial(fp32))
+    choice = mixed_precision._Choice
+    measured = choice._try
+
+    def trial(self: Any, fp32: Any) -> float:
+        return 5.0 if costs_accuracy and "_0" in fp32 else measured(self, fp32)
 
     times["_0"] = (9.0, 1.0)
-    monkeypatch.setattr(pipeline, "keep_fp32", judged)
+    monkeypatch.setattr(choice, "_try", trial)
     rows = row_of(fxquant.compile(ruinous(), calibration=[images(8) for _ in range(3)], config=QuantConfig(**PLAIN)))
     assert "ruin" in rows["4"].reason and rows["2"].precision == "int8"
     assert rows["0"].precision == ("int8" if costs_accuracy else "fp32")
@@ -220,7 +222,7 @@ def test_an_op_that_is_slower_in_int8_stays_in_fp32_with_what_it_passes_through(
     times |= {"slow": (4.0, 1.0), "max_pool2d": (0.1, 0.1)}
     rows = compiled()
     assert rows["slow"].precision == "fp32" and "would take 2.8 ms longer in int8" in rows["slow"].reason
-    assert rows["max_pool2d"].precision == "fp32" and "passes through" in rows["max_pool2d"].reason
+    assert rows["max_pool2d"].precision == "fp32" and "its input is fp32" in rows["max_pool2d"].reason
     assert {rows[n].precision for n in ("stem", "fast")} == {"int8"}
 
 
@@ -248,7 +250,7 @@ def test_a_gain_that_is_next_to_nothing_changes_nothing(
     times: dict[str, tuple[float, float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times["slow"] = (4.0, 1.0)
-    monkeypatch.setattr(keep_fp32, "LEAST_GAIN", (0.02, 5.0))
+    monkeypatch.setattr(slower_ops, "LEAST_GAIN", (0.02, 5.0))
     assert compiled()["slow"].precision == "int8"
 
 
@@ -270,18 +272,17 @@ class Skips(nn.Module):
 def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum would be fused into the convolution, which must not keep it from being left out."""
 
-    def latencies(self: X86Backend, frozen: Frozen) -> Latencies:
-        names = [n.name for n in frozen.module.graph.nodes]
+    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+        names = [n.name for n in program.module.graph.nodes]
         times = dict.fromkeys(names, 1.0)
         return Latencies(times, times, times, times, {"add": "conv"})
 
-    def ruinous_sum(gm: Any, exact: Any, assignment: Any, free: Any, sample: Any) -> Any:
+    def ruinous_sum(gm: Any, exact: Any, assignment: Any, free: Any, batch: Any) -> Any:
         return [(3.0, u.root.name) for u in free if u.root.name == "add"]
 
     monkeypatch.setattr(X86Backend, "latencies", latencies)
-    monkeypatch.setattr(keep_fp32, "_alone", ruinous_sum)
-    for module in (keep_fp32, pipeline):
-        monkeypatch.setattr(module, "nearness", lambda gm, exact, sample: 0.0)
+    monkeypatch.setattr(mixed_precision, "sqnr_of_each", ruinous_sum)
+    monkeypatch.setattr(mixed_precision, "output_sqnr", lambda gm, exact, batch: 0.0)
     q = fxquant.compile(
         Skips().eval(), calibration=[images(4) for _ in range(2)], config=QuantConfig(overrides=overrides)
     )

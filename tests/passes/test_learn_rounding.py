@@ -17,7 +17,7 @@ from tests.compiler.toys import Lambda, compiled, sqnr
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def config(rounding: str, bits: int = 4, **options: Any) -> QuantConfig:
+def config(rounding: Any, bits: int = 4, **options: Any) -> QuantConfig:
     return QuantConfig(weight_bits=bits, rounding=rounding, smooth=False, correct_bias=False, **options)
 
 
@@ -35,7 +35,7 @@ def smooth_images(count: int, seed: int) -> Tensor:
 
 
 @functools.cache
-def result(rounding: str, bits: int, run: int = 0) -> fxquant.QuantizedModule:
+def result(rounding: Any, bits: int, run: int = 0) -> fxquant.QuantizedModule:
     return compiled(network(), [smooth_images(32, i) for i in range(4)], config=config(rounding, bits))
 
 
@@ -101,7 +101,7 @@ def test_a_layer_called_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize("weight", ["per_tensor_symmetric", "per_channel_affine", "per_tensor_affine"])
-def test_every_kind_of_grid(weight: str) -> None:
+def test_every_kind_of_grid(weight: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8)).eval()
     mix = torch.randn(3, 16)

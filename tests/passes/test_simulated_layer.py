@@ -1,4 +1,4 @@
-"""Layers that round their weights in training, with the batch normalisation behind them."""
+"""Layers that round their weights in training, with the batch normalization behind them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from fxquant import QuantConfig
 from fxquant.backends.base.backend import Target
 from fxquant.backends.reference import ReferenceBackend
 from fxquant.backends.x86 import X86Backend
+from fxquant.passes.dynamic.layer_maker import row_of
+from fxquant.passes.layers.weight_grid import LayerWeight
 from fxquant.passes.rewrites.fold_batchnorm import fold
 from fxquant.passes.training.simulated_layer import SimulatedLayer
 from fxquant.passes.training.weight_fake_quantize import WeightFakeQuantize
-from tests.compiler.toys import TABLE
 
-REFERENCE = ReferenceBackend(TABLE, Target(vnni=True))
+REFERENCE = ReferenceBackend()
 LAYERS: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...]]] = {
     "conv": (nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), (4, 3, 5, 5)),
     "conv without bias": (nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), (4, 3, 5, 5)),
@@ -32,7 +33,7 @@ LAYERS: dict[str, tuple[nn.Module, nn.Module, tuple[int, ...]]] = {
 
 
 def made(name: str) -> tuple[Any, Any, Tensor]:
-    """A layer and a normalisation with statistics that are not at their start, and an input."""
+    """A layer and a normalization with statistics that are not at their start, and an input."""
     layer, norm, shape = copy.deepcopy(LAYERS[name])
     assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
     with torch.no_grad():
@@ -44,9 +45,7 @@ def made(name: str) -> tuple[Any, Any, Tensor]:
 
 
 def simulated(layer: nn.Module, norm: nn.Module | None, config: QuantConfig | None = None) -> SimulatedLayer:
-    rule = TABLE.find(type(layer))
-    assert rule is not None
-    result = SimulatedLayer("layer", layer, norm, rule)
+    result = SimulatedLayer("layer", layer, norm, row_of(layer))
     result.round_weight(config or QuantConfig(), REFERENCE)
     return result
 
@@ -58,7 +57,7 @@ def unrounded(layer: nn.Module, norm: nn.Module, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_rounding_it_is_the_layer_and_its_normalisation(
+def test_without_rounding_it_is_the_layer_and_its_normalization(
     name: str, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Outputs, gradients and running statistics, in fp32 rounding."""
@@ -73,7 +72,7 @@ def test_without_rounding_it_is_the_layer_and_its_normalisation(
     for ours, theirs in zip(
         (*layer.parameters(), *norm.parameters()), (*plain_layer.parameters(), *plain_norm.parameters()), strict=True
     ):
-        # The bias in front of a normalisation by batch statistics has no gradient but rounding.
+        # The bias in front of a normalization by batch statistics has no gradient but rounding.
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
     for ours, theirs in zip(norm.buffers(), plain_norm.buffers(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
@@ -81,14 +80,14 @@ def test_without_rounding_it_is_the_layer_and_its_normalisation(
 
 @pytest.mark.parametrize("weight", ["per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_in_eval_mode_it_is_the_folded_layer_on_its_integers(name: str, weight: str) -> None:
+def test_in_eval_mode_it_is_the_folded_layer_on_its_integers(name: str, weight: Any) -> None:
     layer, norm, x = made(name)
     norm.eval()
     layers = simulated(layer, norm, QuantConfig(weight=weight, weight_bits=4))
     given, rounded = layers(x), layers.integers()
     assert rounded is not None and int(rounded.integers.max()) <= 7
     folded = copy.deepcopy(layer)
-    fold(folded, norm, layers.rule)
+    fold(folded, norm, layers.row)
     folded.weight = nn.Parameter(rounded.dequantized())
     assert torch.allclose(given, folded(x), atol=1e-4)
 
@@ -121,10 +120,11 @@ def test_a_channel_with_gamma_zero_gives_its_beta_and_no_nan() -> None:
 
 
 @pytest.mark.parametrize("scales", ["moving_average", "learned"])
-def test_scales_never_fall_below_what_the_kernels_compute(scales: str) -> None:
+def test_scales_never_fall_below_what_the_kernels_compute(scales: Any) -> None:
     backend = X86Backend(Target(vnni=False))
     layer = nn.Linear(8, 4)
-    rounds = WeightFakeQuantize("layer", layer, TABLE["linear"], QuantConfig(scales=scales), backend, layer.weight)
+    of = LayerWeight(layer, row_of(layer), QuantConfig(scales=scales), backend)
+    rounds = WeightFakeQuantize("layer", of, layer.weight)
     for frozen in (False, True):
         if frozen:
             rounds.freeze(layer.weight)
@@ -136,7 +136,8 @@ def test_scales_never_fall_below_what_the_kernels_compute(scales: str) -> None:
 
 def test_frozen_scales_stay_whatever_the_weight_does() -> None:
     layer = nn.Linear(8, 4)
-    rounds = WeightFakeQuantize("layer", layer, TABLE["linear"], QuantConfig(), REFERENCE, layer.weight)
+    of = LayerWeight(layer, row_of(layer), QuantConfig(), REFERENCE)
+    rounds = WeightFakeQuantize("layer", of, layer.weight)
     rounds.freeze(layer.weight)
     before = rounds.grid(layer.weight).scale
     assert torch.equal(rounds.grid(layer.weight * 0.5).scale, before)

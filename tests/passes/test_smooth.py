@@ -69,7 +69,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def smoothed(prepared: fxquant.Prepared) -> list[str]:
-    return [n.name for n, text in prepared.work.notes.items() if "smoothed: channel ranges evened out" in text]
+    return [n.name for n, text in prepared.notes.items() if "smoothed: channel ranges equalized" in text]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,7 +81,7 @@ def test_the_output_in_fp32_stays(name: str) -> None:
         for batch in (x, 3 * torch.randn(shape)):
             wanted = model(batch)
             assert float((prepared(batch) - wanted).abs().max() / wanted.abs().max()) < 1e-4
-    assert smoothed(prepared), prepared.work.notes
+    assert smoothed(prepared), prepared.notes
     given, kept = prepared.graph_module.state_dict(), model.state_dict()
     assert any(not torch.equal(given[k], kept[k]) for k in kept if k in given)
 
@@ -99,7 +99,7 @@ def test_what_a_giver_loses_its_reader_gets() -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", True])
-def test_an_outlier_channel_costs_little(choice: bool | str) -> None:
+def test_an_outlier_channel_costs_little(choice: Any) -> None:
     model, x = outlier(), torch.randn(128, 32)
     batches = [torch.randn(64, 32) for _ in range(4)]
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_turned_off_it_changes_nothing(name: str) -> None:
     prepared = fxquant.prepare(model, backend="reference", config=QuantConfig(smooth=False))
     prepared(torch.randn(shape))
     assert all(torch.equal(p, model.get_parameter(n)) for n, p in prepared.graph_module.named_parameters())
-    assert not any("smoothed" in text for text in prepared.work.notes.values())
+    assert not any("smoothed" in text for text in prepared.notes.values())
 
 
 def test_an_override_turns_it_off_for_one_layer() -> None:
@@ -153,4 +153,4 @@ def test_an_override_turns_it_off_for_one_layer() -> None:
 def test_even_channels_are_left_as_they_are() -> None:
     model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64)).eval()
     q = compiled(model, [torch.randn(64, 32)], config=QuantConfig(smooth=True))
-    assert "not smoothed: no channel stands out" in q.report.rows[0].reason
+    assert "not smoothed: no channel is much wider" in q.report.rows[0].reason

@@ -97,7 +97,7 @@ def available() -> tuple[str, ...]:
 
 
 def swallow_deprecation_warning() -> None:
-    """Make torch issue its warning about quantized dtypes (pytorch#184982) now, and hide it. It comes once per process."""
+    """Trigger and hide the warning about quantized dtypes (pytorch#184982) that torch issues once per process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)

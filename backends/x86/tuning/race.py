@@ -57,7 +57,7 @@ def _empty_trace() -> Run:
 
 
 def race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[str, float]:
-    """Median milliseconds of each candidate in ``form``, less those of an empty call; infinite if its result is wrong."""
+    """Median ms of each candidate in ``form``, less those of an empty call; infinite if its result is wrong."""
     tensors = [example(o) for o in call.inputs]
     inputs = [tensors if c.inputs is None else [example(o) for o in c.inputs] for c in candidates]
     empty, runs = _runs([_graph(call, c) for c in candidates], inputs, form)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fxquant.backends.x86 import tune
-from fxquant.backends.x86.lowering import fp32_entry as entry
+from fxquant.backends.x86.lowering import fp32_entry
+from fxquant.backends.x86.tuning import race
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,8 +16,8 @@ def quick_tuning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One round a kernel (results do not depend on which one wins), and a cache of our own."""
     with pytest.MonkeyPatch.context() as patch:
         folder: Path = tmp_path_factory.mktemp("kernels")
-        patch.setattr(tune, "ROUNDS", 1)
-        patch.setattr(tune, "BUDGET", 0.0)
+        patch.setattr(race, "ROUNDS", 1)
+        patch.setattr(race, "BUDGET", 0.0)
         patch.setenv("FXQUANT_CACHE", str(folder))
         yield folder
 
@@ -25,4 +25,4 @@ def quick_tuning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def enter_in_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first convolution in int8, however the measurement goes: most models here have no other."""
-    monkeypatch.setattr(entry, "SHARE", -1e9)
+    monkeypatch.setattr(fp32_entry, "SHARE", -1e9)

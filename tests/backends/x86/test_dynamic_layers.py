@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,42 +14,48 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fxquant import QuantConfig
-from fxquant.backends.base.layers import DynamicLayer, Layer, weight_names
+from fxquant.backends.base.backend import binding_of
+from fxquant.backends.base.dynamic_layer import DynamicLayer
+from fxquant.backends.base.dynamic_spec import DynamicSpec, RoundedWeight, weight_names
 from fxquant.backends.base.weights import IntegerWeight
+from fxquant.backends.ops.table import OPS
 from fxquant.backends.x86 import X86Backend
-from fxquant.backends.x86.bindings.table import build_table
 from fxquant.backends.x86.kernels.layers.embedding import rows_of
 from fxquant.compiler.core.tensors import tensors_of
-from fxquant.passes.layers.weight_grid import quantize_weight
+from fxquant.passes.dynamic.layer_maker import row_of
+from fxquant.passes.layers.weight_grid import LayerWeight, quantize_weight
 
 from .support import seeded, sqnr
 
 BACKEND = X86Backend()
-TABLE = BACKEND.table
 DTYPES = (torch.int8, torch.float16)
 # Inputs and states are rounded to 8 bits where weights are integers: a normal tensor has about 40 dB then. With fp16
 # weights nothing else is rounded, and the sums agree to fp32 rounding.
 LEAST = {torch.int8: 30, torch.float16: 60}
 
 
-def layer_of(module: nn.Module, dtype: torch.dtype = torch.int8, **config: Any) -> Layer:
-    rule = TABLE.find(type(module))
-    assert rule is not None
-    weights: dict[str, IntegerWeight | Tensor] = {}
+def spec_of(module: nn.Module, dtype: torch.dtype = torch.int8, **config: Any) -> DynamicSpec:
+    weights: dict[str, RoundedWeight] = {}
     for name in weight_names(module):
         if dtype == torch.int8:
-            weights[name] = quantize_weight(module, rule, QuantConfig(**config), BACKEND, name=name)
+            of = LayerWeight(module, row_of(module), QuantConfig(**config), BACKEND)
+            weights[name] = quantize_weight(of, name=name)
         else:
             weights[name] = module.get_parameter(name).detach().half()
-    return Layer(rule, module.eval(), weights)
+    return DynamicSpec.of(row_of(module).name, module.eval(), weights)
+
+
+def made_of(spec: DynamicSpec) -> DynamicLayer:
+    make = BACKEND.bindings[spec.op].dynamic
+    assert make is not None
+    return make(spec)
 
 
 def both(module: nn.Module, dtype: torch.dtype, *args: Any, **config: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of the layer, and of the float layer on rounded weights."""
-    layer = layer_of(module, dtype, **config)
-    made: DynamicLayer = BACKEND.dynamic(layer)
+    spec = spec_of(module, dtype, **config)
     with torch.no_grad():
-        return flat(made(*args)), flat(layer.rounded(*args))
+        return flat(made_of(spec)(*args)), flat(spec.run(*args))
 
 
 def flat(value: Any) -> list[Tensor]:
@@ -107,9 +114,9 @@ def test_against_the_rounded_float_layer(name: str, dtype: torch.dtype) -> None:
 
 
 def test_every_dynamic_row_has_a_case() -> None:
-    assert {row.name for row in build_table().rows if row.dynamic} <= {name.split("_")[0] for name in CASES} | {
-        "embedding_bag"
-    }
+    assert {row.name for row in OPS.rows if binding_of(BACKEND, row).dynamic} <= {
+        name.split("_")[0] for name in CASES
+    } | {"embedding_bag"}
 
 
 @settings(deadline=None, max_examples=60)
@@ -167,7 +174,7 @@ def test_packed_sequences(kind: Any, lengths: list[int], bidirectional: bool, st
 
 
 def test_wrong_sizes_are_refused() -> None:
-    made = BACKEND.dynamic(layer_of(nn.LSTM(12, 20)))
+    made = made_of(spec_of(nn.LSTM(12, 20)))
     with pytest.raises(RuntimeError, match="input_size, 12; got 13"):
         made(normal(6, 3, 13))
     with pytest.raises(RuntimeError, match=r"must be \(1, 3, 20\); got \(1, 2, 20\)"):
@@ -178,12 +185,12 @@ def test_wrong_sizes_are_refused() -> None:
 def test_rows_hold_the_integers(bits: int) -> None:
     """The layout of FBGEMM, read by its kernel: up to 4 bits as nibbles, else bytes."""
     table = seeded(lambda: nn.Embedding(20, 16))
-    layer = layer_of(table, weight_bits=bits)
-    weight = layer.weights["weight"]
+    spec = spec_of(table, weight_bits=bits)
+    weight = spec.weights["weight"]
     assert isinstance(weight, IntegerWeight)
     kernel, rows = rows_of(weight)
     assert rows.shape[1] == (16 // 2 + 4 if bits <= 4 else 16 + 8)
-    made = BACKEND.dynamic(layer)
+    made = made_of(spec)
     with torch.no_grad():
         got = made(torch.arange(20))
     # Scale and offset of nibbles are fp16: up to 15 steps of one that is off by 2**-11, and as much of the offset.
@@ -209,13 +216,13 @@ def test_bags_with_weights() -> None:
     weights = normal(2, 3)
     ours, exact = both(bag, torch.int8, torch.tensor([[0, 2, 5], [7, 7, 2]]), None, weights)
     torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
-    made = BACKEND.dynamic(layer_of(seeded(lambda: nn.EmbeddingBag(20, 8, mode="mean"))))
+    made = made_of(spec_of(seeded(lambda: nn.EmbeddingBag(20, 8, mode="mean"))))
     with pytest.raises(ValueError, match="mode 'sum' only"):
         made(torch.zeros(2, 3, dtype=torch.int64), None, weights)
 
 
 def test_indices_out_of_range_are_refused() -> None:
-    made = BACKEND.dynamic(layer_of(nn.Embedding(20, 8)))
+    made = made_of(spec_of(nn.Embedding(20, 8)))
     for index in (20, -1):
         with pytest.raises(RuntimeError, match="out of bounds"):
             made(torch.tensor([index]))
@@ -230,9 +237,9 @@ def test_full_range_without_saturation() -> None:
 
 
 def test_relu_is_part_of_the_kernel() -> None:
-    layer = layer_of(seeded(lambda: nn.Linear(24, 16)))
-    made = BACKEND.dynamic(Layer(layer.rule, layer.module, layer.weights, relu=True))
+    spec = spec_of(seeded(lambda: nn.Linear(24, 16)))
+    made = made_of(dataclasses.replace(spec, relu=True))
     with torch.no_grad():
         x = normal(5, 24)
-        torch.testing.assert_close(made(x), BACKEND.dynamic(layer)(x).relu())
+        torch.testing.assert_close(made(x), made_of(spec)(x).relu())
     assert "relu" in made.kernel

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fxquant
-from fxquant.backends.base.layers import weight_names
+from fxquant.backends.base.dynamic_spec import weight_names
 from fxquant.compiler.numerics.metrics import sqnr
 
 from ...models import ZOO, batches, settled

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import fxquant
-from fxquant.backends.x86.lowering import fp32_entry as entry
+from fxquant.backends.x86.lowering import fp32_entry
 
 
 def model() -> nn.Module:
@@ -15,7 +17,7 @@ def model() -> nn.Module:
 
 
 def test_entry_in_fp32_reads_the_unrounded_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "SHARE", 1e9)
+    monkeypatch.setattr(fp32_entry, "SHARE", 1e9)
     net, x = model(), torch.randn(2, 3, 12, 12)
     q = fxquant.compile(net, calibration=[x])
     first, second = q.report.rows
@@ -28,14 +30,14 @@ def test_entry_in_fp32_reads_the_unrounded_input(monkeypatch: pytest.MonkeyPatch
 
 
 def test_entry_stays_int8_where_fp32_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "SHARE", -1e9)
+    monkeypatch.setattr(fp32_entry, "SHARE", -1e9)
     q = fxquant.compile(model(), calibration=[torch.randn(2, 3, 12, 12)])
     assert [row.precision for row in q.report.rows] == ["int8", "int8"]
 
 
 def test_an_fp32_op_reads_what_entered_unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the convolution gives is exact but for its weights: a rounding for the softmax would only cost time."""
-    monkeypatch.setattr(entry, "SHARE", 1e9)
+    monkeypatch.setattr(fp32_entry, "SHARE", 1e9)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softmax(1), nn.Conv2d(8, 4, 1)).eval()
     data = [torch.randn(2, 3, 12, 12)]
     entered = fxquant.compile(net, calibration=data, config=fxquant.QuantConfig(overrides={"2": None})).report.rows[0]
@@ -57,8 +59,8 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("executor", ("eager", "torchscript"))
-def test_ops_enter_as_long_as_time_is_left(monkeypatch: pytest.MonkeyPatch, executor: str) -> None:
-    monkeypatch.setattr(entry, "SHARE", 1e9)
+def test_ops_enter_as_long_as_time_is_left(monkeypatch: pytest.MonkeyPatch, executor: Any) -> None:
+    monkeypatch.setattr(fp32_entry, "SHARE", 1e9)
     net, x = Branches().eval(), torch.randn(2, 3, 12, 12)
     q = fxquant.compile(net, calibration=[x], executor=executor)
     assert [row.precision for row in q.report.rows] == ["fp32"] * 5

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxquant.backends.x86 import tune
 from fxquant.backends.x86.kernels.calls import Candidate, Int8Call
+from fxquant.backends.x86.tuning import tuner
 
 from ...op_cases import CASES, OpCase
 from .support import compiled, seeded
@@ -23,7 +23,7 @@ def given_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[str, float]:
         return {candidate.kernel: 1.0 + i for i, candidate in enumerate(candidates)}
 
-    monkeypatch.setattr(tune, "_race", race)
+    monkeypatch.setattr(tuner, "race", race)
     monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxquant import QuantConfig
-from fxquant.backends.x86.bindings.table import build_table
+from fxquant.backends.ops.table import OPS
 from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 from ...op_cases import CASES, OpCase
@@ -62,7 +62,7 @@ def check(case: OpCase, q: QuantizedModule, args: tuple[Tensor, ...]) -> None:
 
 
 def test_every_row_has_a_case() -> None:
-    assert {row.name for row in build_table().rows} <= {case.rule for case in CASES}
+    assert {row.name for row in OPS.rows} <= {case.rule for case in CASES}
 
 
 def test_names_are_unique() -> None:

@@ -19,7 +19,8 @@ from fxquant.backends.x86.kernels import calls
 from fxquant.backends.x86.runtime.engine import available
 from fxquant.backends.x86.runtime.engine import engine as set_engine
 from fxquant.compiler.core.config import QuantConfig
-from fxquant.passes.layers.weight_grid import quantize_weight
+from fxquant.passes.dynamic.layer_maker import row_of
+from fxquant.passes.layers.weight_grid import LayerWeight, quantize_weight
 
 from .support import compiled, oracle, output_step, seeded
 
@@ -34,10 +35,7 @@ def weight_of(
 ) -> IntegerWeight:
     """The layer's integers, as the freeze pass makes them for `target`."""
     backend = X86Backend(target)
-    rule = backend.table.find(type(layer))
-    assert rule is not None
-    # A call is asked for the module's parameters only.
-    return quantize_weight(layer, rule, config, backend, top)
+    return quantize_weight(LayerWeight(layer, row_of(layer), config, backend), top)
 
 
 def worst_inputs(weight: Tensor, high: Tensor, groups: int, size: tuple[int, ...]) -> list[Tensor]:

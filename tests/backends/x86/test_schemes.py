@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def data_of(shape: tuple[int, ...]) -> list[tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("weight", "activation", "observer"), CHOICES)
-def test_close_to_fp32(model: str, weight: str, activation: str, observer: str) -> None:
+def test_close_to_fp32(model: str, weight: Any, activation: Any, observer: Any) -> None:
     build, shape = MODELS[model]
     layer, data = seeded(build).eval(), data_of(shape)
     q = compiled(layer, data, config=QuantConfig(weight=weight, activation=activation, observer=observer))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 import fxquant
-from fxquant.backends.x86 import kernels, tune
+from fxquant.backends.x86.bindings import table
 from fxquant.backends.x86.kernels.calls import Candidate, Int8Call
+from fxquant.backends.x86.kernels.convolution import conv
 from fxquant.backends.x86.runtime.engine import available
+from fxquant.backends.x86.tuning import race, tuner
 from fxquant.compiler.execution.timing import interleaved_medians
 
 from .support import compiled, oracle, output_step, seeded
@@ -40,7 +43,7 @@ def test_cache_is_written_and_read(cache: Path, monkeypatch: pytest.MonkeyPatch)
     def no_measuring(*_: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(tune, "_race", no_measuring)
+    monkeypatch.setattr(tuner, "race", no_measuring)
     compile_one()
     assert cache.read_text() == content
     assert not list(cache.parent.glob("*.tmp"))
@@ -92,7 +95,7 @@ def test_kernels_are_measured_in_the_form_in_which_they_run(cache: Path, monkeyp
         traced.append(emitter)
         raise RuntimeError("no TorchScript in this torch")
 
-    monkeypatch.setattr(tune, "trace", refused)
+    monkeypatch.setattr(race, "trace", refused)
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3)))
     data = [(seeded(lambda: torch.randn(2, 8, 9, 9)),)]
     fxquant.compile(model, calibration=data, executor="eager")
@@ -104,7 +107,7 @@ def test_kernels_are_measured_in_the_form_in_which_they_run(cache: Path, monkeyp
 @pytest.mark.usefixtures("cache")
 def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that is off by more than a rounding, and faster than all others, is not taken."""
-    conv = kernels.conv
+    binding = table.BINDINGS["conv2d"]
 
     def with_wrong(call: Int8Call) -> list[Candidate]:
         def build(emitter: Any, inputs: Any) -> Any:
@@ -117,8 +120,8 @@ def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
         calling, _, *others = interleaved_medians(runs, *args, **kwargs)
         return [calling, 1e-9, *others]
 
-    monkeypatch.setattr(kernels, "conv", lambda _: with_wrong)
-    monkeypatch.setattr(tune, "interleaved_medians", wrong_is_fastest)
+    monkeypatch.setitem(cast(dict[str, Any], table.BINDINGS), "conv2d", replace(binding, kernels=with_wrong))
+    monkeypatch.setattr(race, "interleaved_medians", wrong_is_fastest)
     q = compile_one()
     assert q.report.rows[0].kernel != "quantized::wrong"
     x = seeded(lambda: torch.randn(2, 8, 9, 9))

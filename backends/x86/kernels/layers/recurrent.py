@@ -114,7 +114,7 @@ class DynamicRecurrent(DynamicLayer):
 
 
 def _packed(spec: DynamicSpec, part: str, suffix: str, order: Tensor) -> Any:
-    """One matrix with its bias, the gates in ``order``. Both biases of an LSTM are added to the product of the input."""
+    """One packed matrix and its bias, with the gates in ``order``. Of an LSTM, the input matrix adds both biases."""
     weight = spec.weights[f"weight_{part}{suffix}"]
     if isinstance(weight, IntegerWeight):
         per_gate = [t if t.numel() == 1 else t[order] for t in (weight.scale, weight.zero_point)]

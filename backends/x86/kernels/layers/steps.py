@@ -26,7 +26,7 @@ def steps_of(data: Tensor, sizes: list[int], reverse: bool) -> list[Tensor]:
 
 
 def resized(h: Tensor, last: Tensor, first: Tensor, size: int) -> Tensor:
-    """The state for a batch of ``size``. Sequences that end leave their state in ``last``; new ones start at ``first``."""
+    """The state for a batch of ``size``. Ended sequences leave their state in ``last``; new ones start at ``first``."""
     last.narrow(0, 0, h.size(0)).copy_(h)
     if size <= h.size(0):
         return h.narrow(0, 0, size)

@@ -1,0 +1,152 @@
+"""The runner checks the contract of every pass, and finds passes that lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+import fxquant
+from fxquant import ContractError, QuantConfig
+from fxquant.passes.base import PassResult
+from fxquant.passes.runner import PassRunner
+from tests.compiler.toys import images, normalized, small
+from tests.models import ZOO, batches, settled
+
+from .random_graphs import PROGRAMS, RandomGraph, uneven
+
+FORCED: dict[str, Any] = {"equalize": True, "smooth": True, "absorb_bias": True, "correct_bias": True}
+
+
+class Lying:
+    """A pass that says it is exact, and does something else once or each time."""
+
+    name = "lying"
+    exact = True
+
+    def __init__(self, rewrite: Callable[[fx.GraphModule], int]) -> None:
+        self.rewrite = rewrite
+
+    def __call__(self, gm: fx.GraphModule) -> PassResult:
+        return PassResult(self.rewrite(gm))
+
+
+def first_layer(gm: fx.GraphModule) -> fx.Node:
+    return next(n for n in gm.graph.nodes if n.op == "call_module")
+
+
+def scales_a_weight(gm: fx.GraphModule) -> int:
+    with torch.no_grad():
+        gm.get_submodule(str(first_layer(gm).target)).get_parameter("weight").mul_(1.01)
+    return 0
+
+
+def never_ends(gm: fx.GraphModule) -> int:
+    return 1
+
+
+def forgets_to_recompile(gm: fx.GraphModule) -> int:
+    node = first_layer(gm)
+    with gm.graph.inserting_after(node):
+        new = gm.graph.call_function(torch.clone, (node,))
+    node.replace_all_uses_with(new, lambda user: user is not new)
+    return 0
+
+
+def breaks_the_order(gm: fx.GraphModule) -> int:
+    node = first_layer(gm)
+    later = next(n for n in gm.graph.nodes if node in n.all_input_nodes)
+    node.args = (later,)
+    return 0
+
+
+def changes_a_shape(gm: fx.GraphModule) -> int:
+    node = first_layer(gm)
+    if node.args[0].target is not torch.cat:  # type: ignore[union-attr]
+        with gm.graph.inserting_before(node):
+            doubled = gm.graph.call_function(torch.cat, ([node.args[0], node.args[0]], 0))
+        node.args = (doubled,)
+        gm.recompile()
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "message"),
+    [
+        (scales_a_weight, r"is said to be exact, but changes the output: \d+"),
+        (never_ends, "rewrites 1 more places in a second run"),
+        (forgets_to_recompile, r"it must call recompile\(\)"),
+        (breaks_the_order, "does not lint"),
+        (changes_a_shape, r"changes the shape of '\w+' from"),
+    ],
+)
+def test_a_pass_that_lies_is_found(rewrite: Callable[[fx.GraphModule], int], message: str) -> None:
+    gm = normalized(small())
+    PassRunner().run(Lying(rewrite), gm)  # without checks it passes
+    gm = normalized(small())
+    runner = PassRunner(debug=True, example=((images(),), {}))
+    with pytest.raises(ContractError, match=f"Pass 'lying' .*{message}"):
+        runner.run(Lying(rewrite), gm)
+
+
+def test_an_honest_pass_is_not_accused() -> None:
+    runner = PassRunner(debug=True, keep_snapshots=True, example=((images(),), {}))
+    assert runner.run(Lying(lambda gm: 0), normalized(small())).rewrites == 0
+    assert list(runner.snapshots) == ["lying"]
+
+
+def cropped(name: str, count: int, batch: int) -> list[tuple[Tensor, ...]]:
+    """Small images, as no pass depends on their size."""
+    size = 64
+    return [tuple(x[..., :size, :size] if x.dim() == 4 else x for x in b) for b in batches(name, count, batch)]
+
+
+SMALL = ("resnet18", "mobilenet_v3_large", "shufflenet_v2", "bert_encoder", "unet")
+NAMES = [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in ZOO if n != "vit"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pass_of_a_static_compilation_on_the_zoo(name: str) -> None:
+    for weight in ("per_channel_symmetric", "per_tensor_symmetric"):
+        config = QuantConfig(weight=weight, observer="measured", **FORCED)  # type: ignore[arg-type]
+        q = fxquant.compile(
+            settled(name), calibration=cropped(name, 2, 2), config=config, backend="reference", debug=True
+        )
+        assert q.report.counts.get("int8", 0) > 0
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_every_pass_of_training_on_the_zoo(name: str) -> None:
+    (data,) = cropped(name, 1, 2)
+    prepared = fxquant.prepare(settled(name), scheme="qat", calibration=[data], debug=True).train()
+    prepared(*data).square().mean().backward()
+    assert fxquant.convert(prepared.eval()).report.counts["int8"] > 0
+
+
+@pytest.mark.parametrize("name", ["bert_encoder", "lstm_classifier"])
+def test_every_pass_of_a_dynamic_compilation(name: str) -> None:
+    q = fxquant.compile(settled(name), scheme="dynamic", debug=True, snapshots=True)
+    assert {"merge_linears", "absorb_relus", "swap"} <= q.snapshots.keys()
+
+
+def test_learned_rounding_and_dynamic_layers_keep_the_contract() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 5))
+    config = QuantConfig(rounding="learned", rounding_seconds=2.0, overrides={"3": "dynamic"}, **FORCED)
+    q = fxquant.compile(model.eval(), calibration=[images(4) for _ in range(2)], config=config, debug=True)
+    assert {row.precision for row in q.report.rows} >= {"int8", "int8 dynamic"}
+
+
+@settings(max_examples=15)
+@given(program=PROGRAMS, seed=st.integers(0, 999))
+def test_random_graphs(program: list[tuple[str, int, int]], seed: int) -> None:
+    torch.manual_seed(seed)
+    model = uneven(RandomGraph(program), 1.0)
+    config = QuantConfig(weight="per_tensor_symmetric", mixed_precision=False, **FORCED)
+    fxquant.compile(
+        model, calibration=[torch.randn(2, 3, 6, 6) for _ in range(2)], config=config, backend="reference", debug=True
+    )
