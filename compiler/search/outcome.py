@@ -73,10 +73,10 @@ def shortfall(evaluator: Evaluator, chosen: Trial, float_value: float) -> str | 
     if not values:
         return "No int8 mix was tried in time: give it more seconds." if evaluator.late else NOTHING_FASTER
     found = f"the best of {len(values)} has {max(numbers):.6g}" if numbers else f"it is NaN for all {len(values)}"
+    allow = "a larger max_drop or more seconds" if evaluator.late else "a larger max_drop"
     return (
         f"evaluate gives {float_value:.6g} in fp32, and no int8 mix that was tried reaches {evaluator.floor:.6g}: "
-        f"{found}. Allow a larger max_drop{' or more seconds' if evaluator.late else ''}, give more calibration data, or train "
-        "with scheme='qat'."
+        f"{found}. Allow {allow}, give more calibration data, or train with scheme='qat'."
     )
 
 

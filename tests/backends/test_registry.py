@@ -17,7 +17,7 @@ def test_a_new_backend_is_a_folder_and_a_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(registry.PACKAGES, "toy", "tests.backends.toy")
     torch.manual_seed(0)
     digits = load_digits()
-    model = train(digits_network(), *(t[:600] for t in digits.train), epochs=3)
+    model = train(digits_network(), digits.train[0][:600], digits.train[1][:600], epochs=3)
     q = fxquant.compile(model, calibration=digits.calibration[0].split(20), backend=cast(Any, "toy"))
     rows = {row.node: row for row in q.report.rows}
     assert {row.kernel for row in rows.values()} >= {"toy::conv2d", "toy::linear", "toy::adaptive_avg_pool2d"}
@@ -26,7 +26,6 @@ def test_a_new_backend_is_a_folder_and_a_line(monkeypatch: pytest.MonkeyPatch) -
     assert "toy::conv2d" in str(q)
     right, ours = (accuracy(m, *digits.test) for m in (model, q))
     assert ours > right - 2
-    assert not any(int(b.numel()) > 1 for n, b in q.program.module.named_buffers() if n.endswith("conv2d_int8_scale"))
 
 
 def test_an_unknown_backend_is_refused_by_name() -> None:

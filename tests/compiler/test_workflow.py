@@ -120,7 +120,7 @@ def test_calling_what_was_used_up_gives_no_surprise() -> None:
 
 @pytest.mark.parametrize("given", [None, 3, small()])
 def test_convert_of_something_else(given: Any) -> None:
-    with pytest.raises(StateError, match="convert takes what prepare gives"):
+    with pytest.raises(StateError, match="convert takes a module that prepare returned"):
         fxquant.convert(given)
 
 
@@ -163,6 +163,7 @@ def test_snapshots_are_of_every_step() -> None:
         "eliminate_noops",
         "smooth",
         "place",
+        "choose_ranges",
         "freeze",
         "learn_rounding",
         "correct_bias",

@@ -113,7 +113,7 @@ NAMES = [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in Z
 @pytest.mark.parametrize("name", NAMES)
 def test_every_pass_of_a_static_compilation_on_the_zoo(name: str) -> None:
     for weight in ("per_channel_symmetric", "per_tensor_symmetric"):
-        config = QuantConfig(weight=weight, observer="measured", **FORCED)  # type: ignore[arg-type]
+        config = QuantConfig(weight=weight, observer="measured", **FORCED)
         q = fxquant.compile(
             settled(name), calibration=cropped(name, 2, 2), config=config, backend="reference", debug=True
         )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fxquant import QuantConfig
+import fxquant
+from fxquant import QuantConfig, SearchResult
 
 LAYERS = ("0", "2", "4", "6", "8", "10")
 FRAGILE = ("2", "8")
+BUDGET = 0.05
 
 
 def model() -> nn.Sequential:
@@ -41,3 +46,20 @@ def closeness(module: nn.Module) -> float:
         error = sum(float((module(x) - exact(x)).square().sum()) for x in batches(3, seed=100))
         power = sum(float(exact(x).square().sum()) for x in batches(3, seed=100))
     return 0.0 - error / power
+
+
+def found(evaluate: Callable[[nn.Module], Any] = closeness, max_drop: float = BUDGET, **options: Any) -> SearchResult:
+    return fxquant.search(model(), batches(), evaluate, max_drop, **({"config": config()} | options))
+
+
+class Counting:
+    """:func:`closeness`, and how often it was called; it raises ``error`` in call number ``at``."""
+
+    def __init__(self, error: BaseException | None = None, at: int = 0) -> None:
+        self.calls, self.error, self.at = 0, error, at
+
+    def __call__(self, module: nn.Module) -> float:
+        self.calls += 1
+        if self.error is not None and self.calls == self.at:
+            raise self.error
+        return closeness(module)

@@ -1,0 +1,18 @@
+"""Models of the usual kinds, written for the tests."""
+
+from .convolutional import mobilenet_v3_large, resnet18
+from .layers import ConvBNAct
+from .sequences import BertEncoder
+from .zoo import ZOO, ZooModel, batches, images, settled
+
+__all__ = [
+    "ZOO",
+    "BertEncoder",
+    "ConvBNAct",
+    "ZooModel",
+    "batches",
+    "images",
+    "mobilenet_v3_large",
+    "resnet18",
+    "settled",
+]
