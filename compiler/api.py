@@ -13,20 +13,18 @@ from ..backends.base.backend import Target
 from ..backends.registry import DEFAULT, BackendName, Executor, create_backend
 from .capture.capture import Leaf
 from .capture.model_checks import check_model
-from .core.config import DYNAMIC_DTYPES, QuantConfig
+from .core.config import QuantConfig
 from .core.errors import ConfigError, StateError
 from .core.messages import check_choice
 from .core.progress import verbosity
 from .execution.batches import sampled
-from .runtime.call_forms import CallForms
-from .runtime.compiled import Compiled
+from .runtime.compile_dynamic import compile_dynamic
 from .runtime.convert_trained import convert_trained
 from .runtime.prepared import Prepared
 from .runtime.qat_module import QATModule
 from .runtime.quantized_module import QuantizedModule
 from .search.evaluation import Evaluate
 from .search.search import find_mix
-from .workflows.dynamic import quantize_dynamic
 from .workflows.options import CALIBRATION_BATCHES, Options
 from .workflows.qat import prepare_training
 from .workflows.static import capture_model
@@ -115,7 +113,9 @@ def compile(
             check_model(model)
             options = _options(config, backend, target, executor, leaf_modules, snapshots, debug)
             if scheme == "dynamic":
-                return _compile_dynamic(model, calibration, dtype, executor, options)
+                if calibration is not None:
+                    raise ConfigError("scheme 'dynamic' reads no calibration data: leave it out, or use 'static'.")
+                return _in_fp32(compile_dynamic)(model, options, dtype, executor)
             assert evaluate is not None and max_drop is not None and calibration is not None
             return find_mix(model, calibration, evaluate, max_drop, options, calibration_batches, strict=strict).best
         prepared = prepare(
@@ -220,23 +220,6 @@ def _options(
 ) -> Options:
     chosen = QuantConfig() if config is None else config
     return Options(create_backend(backend, target, executor), chosen, leaf_modules, snapshots, debug)
-
-
-@_in_fp32
-def _compile_dynamic(
-    model: nn.Module, calibration: object, dtype: torch.dtype, executor: str, options: Options
-) -> QuantizedModule:
-    if calibration is not None:
-        raise ConfigError("scheme 'dynamic' reads no calibration data: leave calibration out, or use 'static'.")
-    if dtype not in DYNAMIC_DTYPES.values():
-        raise ConfigError(f"dtype is {dtype!r}. Valid: {', '.join(map(str, DYNAMIC_DTYPES.values()))}.")
-    done = quantize_dynamic(model, options, dtype)
-    run: Callable[..., Any] = done.tree
-    if done.graph is not None:
-        run = CallForms(done.tree, options.backend.graph_forms(done.graph), done.rounds_alike)
-    elif executor == "torchscript":
-        raise ConfigError(f"executor='torchscript' needs a graph, and there is none: {done.untraced}. Use 'auto'.")
-    return QuantizedModule(Compiled(run, done.report, done.graph, done.tree, done.program, done.snapshots))
 
 
 @_in_fp32

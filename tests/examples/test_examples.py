@@ -51,7 +51,7 @@ def test_command_line_reports_errors_of_ours(
 
 
 def test_training_wins_back_what_three_bits_lose(capsys: pytest.CaptureFixture[str]) -> None:
-    found = load("qat").main(epochs=5, fine_tuning=4)
+    found = load("qat").main(epochs=4, fine_tuning=3)
     for row in found.values():
         assert row["int8 = simulated"] >= 99
         assert row["qat"] > row["fp32"] - 1.5

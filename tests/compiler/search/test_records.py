@@ -111,6 +111,7 @@ def test_processes_find_the_same() -> None:
     assert result.chosen.fp32 == found().chosen.fp32 and closeness(result.best) == result.chosen.value
 
 
+@pytest.mark.slow
 def test_dask_finds_the_same() -> None:
     distributed = pytest.importorskip("distributed")
     with (
