@@ -27,7 +27,7 @@ def verbosity(verbose: bool | None) -> Iterator[None]:
         yield
         return
     token = _verbose.set(verbose)
-    level, handler = log.level, logging.StreamHandler(sys.stderr) if verbose and not log.hasHandlers() else None
+    level, handler = log.level, _Lines() if verbose and not log.hasHandlers() else None
     if handler is not None:
         handler.setFormatter(logging.Formatter("fxquant: %(message)s"))
         log.addHandler(handler)
@@ -54,11 +54,16 @@ def progress_bar(stage: str, unit: str = "it", total: int | None = None) -> tqdm
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Show the name of a stage that has no steps to count."""
-    with progress_bar(name, unit="stage", total=1) as bar:
-        bar.refresh()
+    """Show the name of a stage that has no steps to count, and its seconds."""
+    with tqdm(desc=name, bar_format="{desc}: {elapsed}", disable=_hidden(), leave=False):
         yield
-        bar.update()
+
+
+class _Lines(logging.Handler):
+    """Writes records to stderr without breaking a bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def _hidden() -> bool | None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fxquant import ConfigError, QuantConfig
+from fxquant.compiler.core.config import OBSERVERS
+from fxquant.compiler.numerics.observers import OBSERVER_CLASSES
 from fxquant.compiler.numerics.quantize import dequantize_channels
 
 from .toys import Lambda, compiled, images, row, rows, small
@@ -144,3 +146,7 @@ def test_every_weight_scheme_gives_a_usable_model(weight: Any) -> None:
 def test_a_config_of_another_type() -> None:
     with pytest.raises(ConfigError, match="must be a QuantConfig, got dict"):
         compiled(small(), config={"observer": "minmax"})
+
+
+def test_every_observer_that_can_be_chosen_exists() -> None:
+    assert set(OBSERVERS) == set(OBSERVER_CLASSES)
