@@ -55,7 +55,7 @@ class ContractCheck:
         except Exception as error:
             raise self._broken(f"leaves a graph that does not lint: {error}") from error
         if self.gm.graph.python_code("self").src != self.gm.code:
-            raise self._broken("leaves code that is not that of the graph: it must call recompile()")
+            raise self._broken("leaves code that does not match the graph: it must call recompile()")
 
     def _check_values(self, before: Replay, after: Replay) -> None:
         for node in self.gm.graph.nodes:
@@ -65,7 +65,7 @@ class ContractCheck:
         if self.step.exact:
             left = sqnr([before.output], [after.output])
             if left < EXACT:
-                raise self._broken(f"is said to be exact, but changes the output: {left:.1f} dB are left")
+                raise self._broken(f"claims to be exact, but changes the output: {left:.1f} dB are left")
 
     def _broken(self, what: str) -> ContractError:
         return ContractError(f"Pass '{self.step.name}' {what}.")

@@ -46,7 +46,7 @@ class Lowered:
     """What a backend makes of a program.
 
     Attributes:
-        run: takes and returns what forward() does.
+        run: same arguments and results as forward().
         executed: the program as executed: a copy, in which fused kernels may have dropped a rounding.
         of: the node of the executed program by that of the program.
         choices: what runs each node of the executed program; nodes that a kernel includes are not in it.

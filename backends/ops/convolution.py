@@ -1,4 +1,4 @@
-"""What a convolution or its frozen form can mean, and what not."""
+"""The padding of convolutions, and which calls are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def padding_of(conv: Any) -> tuple[int, ...]:
 
 
 def refuse_convolution(call: Call) -> str | None:
-    """Padding that the functional form does not have; an output size; an input without a batch axis."""
+    """Refuse padding modes that the function lacks, an output size, and an input without a batch axis."""
     conv: Any = call.module
     if conv is not None:
         reason = refuse_padding(conv)
@@ -29,7 +29,7 @@ def refuse_convolution(call: Call) -> str | None:
 
 
 def refuse_padding(conv: Any) -> str | None:
-    """Padding that one number per axis cannot say."""
+    """Refuse padding that differs at both ends of an axis."""
     if conv.padding_mode != "zeros":
         return f"no int8 kernel with padding_mode={conv.padding_mode!r}"
     if conv.padding == "same" and any(d * (k - 1) % 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)):

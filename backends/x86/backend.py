@@ -89,11 +89,12 @@ class X86Backend:
         """Fuse where that is faster, choose kernels, emit."""
         copied = copy_program(program, layers)
         executed = copied.program
+        view = ProgramView(executed)
         if not program.keep_roundings:  # both drop pairs
-            view = ProgramView(executed)
             entered, fused = drop_entry_pairs(view, self.tuner), fuse(view, self.tuner)
             log.info("x86: %d first ops compute in fp32, %d ops are fused into the one before", entered, fused)
-        lowering = Lowering(ProgramView(executed), self.tuner)
+            view = ProgramView(executed, view.values)
+        lowering = Lowering(view, self.tuner)
         lowering.emit()
         self.tuner.save()
         with stage("build the lowered graph"):

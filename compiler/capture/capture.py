@@ -58,7 +58,7 @@ def capture_modes(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> BothMo
     with modes_kept(model):
         # A module that does nothing in eval mode (stochastic depth) is kept whole.
         first, _ = _trace(model.eval(), paths, classes)
-        identities = frozenset(first.gave_back - first.computed)
+        identities = frozenset(first.returned_input - first.computed)
         tracer, evaluating = _trace(model, paths | identities, classes)
         _, training = _trace(model.train(), paths | identities, classes)
     return BothModes(fx.GraphModule(tracer.root, evaluating, type(model).__name__), training, identities)

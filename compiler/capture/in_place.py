@@ -1,4 +1,4 @@
-"""Ops that change their input: what reads the input later must read the output."""
+"""In-place ops: later readers of the input must read the output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def redirect_later_uses(node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Let what reads the input of an in-place op later read its output.
+    """Make later readers of the input of an in-place op read its output.
 
     Raises:
         CaptureError: the memory is also read under another name.

@@ -37,7 +37,7 @@ class Tracer(fx.Tracer):
 
     Attributes:
         path: the module that is being traced, also after a failure.
-        gave_back: paths of modules with a call that returned its input.
+        returned_input: paths of modules with a call that returned its input.
         computed: paths of modules with a call that did not.
     """
 
@@ -49,7 +49,7 @@ class Tracer(fx.Tracer):
         self._autowrap_search.append(rnn)
         self._leaves, self._paths = leaves, paths
         self.path = ""
-        self.gave_back: set[str] = set()
+        self.returned_input: set[str] = set()
         self.computed: set[str] = set()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -70,5 +70,5 @@ class Tracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.path = outer  # not in a finally: after a failure it must name the place
         gives_back = bool(args) and result is args[0]
-        (self.gave_back if gives_back else self.computed).add(self.path_of_module(m))
+        (self.returned_input if gives_back else self.computed).add(self.path_of_module(m))
         return result

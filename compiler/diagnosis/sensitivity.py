@@ -70,7 +70,7 @@ class Sensitivity:
 
     def __str__(self) -> str:
         body = [(row.node, row.op, f"{row.only:.4g}", f"{row.but:.4g}") for row in self.ranked]
-        columns = ("node", "op", f"{self.metric}: only it int8", "all but it")
+        columns = ("node", "op", f"{self.metric}: only this op int8", "all but this op")
         return f"all int8: {self.int8:.4g}\n" + tabulate(body, columns, disable_numparse=True)
 
 

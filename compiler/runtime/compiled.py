@@ -18,7 +18,7 @@ class Compiled:
     """A compiled model.
 
     Attributes:
-        run: takes and returns what forward() does.
+        run: same arguments and results as forward().
         report: one row per op.
         graph: the graph as executed; None if the model was not traced.
         module: the graph; of a dynamic model, a copy of the model with its layers replaced.

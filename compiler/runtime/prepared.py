@@ -31,7 +31,7 @@ class Prepared(nn.Module, Quantized):
         self._converted = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what forward() of the model does, in fp32.
+        """Same arguments and results as the model's forward(), in fp32.
 
         Raises:
             CalibrationError: the call does not fit, or gives NaN or inf.

@@ -49,7 +49,7 @@ class QATModule(nn.Module, InTraining):
         self.register_load_state_dict_post_hook(_link)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what forward() of the model does, with activations and weights rounded.
+        """Same arguments and results as the model's forward(), with activations and weights rounded.
 
         In training mode, with gradients on, a call is a step: ranges follow the values, and schedules advance.
 

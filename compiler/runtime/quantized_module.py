@@ -102,7 +102,7 @@ class QuantizedModule(nn.Module, Quantized):
         return self._prepared[0].snapshots if self._compiled is None else self._compiled.snapshots
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what forward() of the model does.
+        """Same arguments and results as the model's forward().
 
         Raises:
             CallError: a layer with int8 or fp16 weights does not take its input.

@@ -1,8 +1,8 @@
 """Which mixes a search tries, so that it needs few evaluations.
 
-First, bisection finds the fastest mix of the front that is within the budget. The front knows of no interaction between
-ops, so this mix is then improved: weighted ops that are fp32 in it go back to int8 in groups, first halves, last single
-ops, in the order of what they gain for the noise that they add. A mix that contains one that failed is not tried.
+First, bisection finds the fastest mix of the front that is within the budget. The front ignores interactions between
+ops, so this mix is then improved: its weighted fp32 ops return to int8 in groups, first halves and at last single ops,
+ordered by time gained per noise added. A mix whose int8 ops include those of a mix that failed is not tried.
 """
 
 from __future__ import annotations

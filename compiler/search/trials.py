@@ -83,7 +83,7 @@ class Trials:
             draft.write_text(json.dumps(data))
             draft.replace(self.path)
         except OSError as error:
-            raise ConfigError(f"The search cannot be kept in {self.path}: {error.strerror}.") from error
+            raise ConfigError(f"The search cannot be saved to {self.path}: {error.strerror}.") from error
 
     def _read(self, path: Path) -> None:
         try:
@@ -98,8 +98,8 @@ class Trials:
             raise ConfigError(f"{path} is not a file of a search ({error!r}). Name another in resume=.") from error
         if not belongs:
             raise ConfigError(
-                f"{path} is of another search: the model, the configuration, the data, the seed or the CPU differ. "
-                "Delete it, or name another file in resume=."
+                f"{path} belongs to another search: the model, the configuration, the data, the seed or the CPU "
+                "differ. Delete it, or name another file in resume=."
             )
 
 

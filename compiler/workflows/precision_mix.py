@@ -48,7 +48,7 @@ def with_fp32_ops(model: CalibratedModel, fp32: Mapping[str, str]) -> Calibrated
 
 
 def _without_observers(model: CalibratedModel) -> CalibratedModel:
-    """A copy without observers. Modules that hold layers to be replaced are copied, too."""
+    """A copy without observers. Modules that hold layers to be replaced are copied as well."""
     graph, of = fx.Graph(), dict[fx.Node, fx.Node]()
     modules = dict(model.gm.named_modules())
     for node in model.gm.graph.nodes:

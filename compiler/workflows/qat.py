@@ -41,7 +41,7 @@ class TrainingModel:
         prepared: the graph that trains, on the layers of ``tree``.
         tree: a copy of the model, whose modules, parameters and buffers keep their names.
         modes: the parts of the graph that depend on the training mode.
-        norms: the batch normalizations that are apart from the layers before them, by the paths of those layers.
+        norms: the batch normalizations, detached from the layers before them, by the paths of those layers.
         simulation: the modules that round.
     """
 

@@ -27,7 +27,7 @@ from ...compiler.execution.stepper import Stepper
 from ...compiler.numerics.metrics import sqnr, surely_nearer
 from ..analysis.assignment import Assignment
 from ..base import PassResult
-from .frozen_layers import bias, channel_axis, frozen_layers
+from .frozen_layers import bias_node, channel_axis, frozen_layers
 
 SETTLED = 1e-3  # of the standard deviation of a channel: a smaller mean error is not corrected
 
@@ -83,7 +83,7 @@ class _Correction:
         """Correct the bias of one layer; layers come in the order in which they run."""
         root = unit.root
         wanted, given = self._exact.through(self.of[root]), self._rounded.through(root)
-        calls = self._calls[str(bias(unit).target)]
+        calls = self._calls[str(bias_node(unit).target)]
         if calls > 1:
             self.refusals[root] = f"bias not corrected: the layer is called {calls} times"
             return
@@ -96,7 +96,7 @@ class _Correction:
         deviation = torch.cat([w.movedim(axis, 0).reshape(w.shape[axis], -1) for w in wanted], 1).std(1)
         if (shift.abs() < SETTLED * deviation).all():
             return
-        value = attribute(self.gm, bias(unit))
+        value = attribute(self.gm, bias_node(unit))
         if undoable:
             self._undo.append((root, value, value.clone()))
         value -= shift
@@ -110,7 +110,7 @@ class _Correction:
         if not self._undo or surely_nearer(wanted, self._before, after):
             return
         was, now = sqnr(wanted, self._before), sqnr(wanted, after)
-        reason = f"bias not corrected: no sure gain at the model's output ({was:.1f} dB, corrected {now:.1f} dB)"
+        reason = f"bias not corrected: no significant gain at the model's output ({was:.1f} dB, corrected {now:.1f} dB)"
         for node, value, old in self._undo:
             value.copy_(old)
             self.refusals[node] = reason

@@ -21,7 +21,7 @@ def integer_weight(unit: Unit) -> fx.Node:
     return weight.args[0]  # type: ignore[return-value]
 
 
-def bias(unit: Unit) -> fx.Node:
+def bias_node(unit: Unit) -> fx.Node:
     """The ``get_attr`` node of the bias."""
     return unit.root.kwargs["bias"]  # type: ignore[return-value]
 

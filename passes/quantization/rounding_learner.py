@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from ...backends.ops.units import Unit
 from ...compiler.execution.graphs import GraphCopy, attribute
 from ...compiler.numerics.quantize import along, dequantize_channels
-from .frozen_layers import bias, integer_weight
+from .frozen_layers import bias_node, integer_weight
 
 ITERATIONS = 1000
 ITEMS = 32  # per iteration
@@ -58,7 +58,7 @@ class RoundingLearner:
         self.scale, self.zero_point, self.axis = attribute(gm, scale), attribute(gm, zero_point), axis  # type: ignore[arg-type]
         self.function = unit.root.target
         self.options = {k: v for k, v in unit.root.kwargs.items() if k != "bias"}
-        self.bias = attribute(gm, bias(unit))
+        self.bias = attribute(gm, bias_node(unit))
         # The float weight in steps of the grid, bounded by the extremes of the integers.
         weight = layer.weight.detach()
         steps = weight / along(self.scale, weight, self.axis) + along(self.zero_point, weight, self.axis)  # type: ignore[arg-type]

@@ -52,7 +52,7 @@ class MergeLinears:
                 continue
             reason = sharing.reason(layer, str(node.target))
             if uses[layer.get_parameter("weight")] > 1:
-                reason = "its weight is another layer's, too"
+                reason = "another layer has the same weight"
             reason = reason or (None if _takes_strides(node, modules) else NEEDS_CONTIGUOUS)
             if reason:
                 refusals[node] = f"not merged: {reason}"

@@ -102,7 +102,7 @@ class Smooth:
             share = float(totals.min() / totals[0]) if totals[0] > 0 else 1.0
             if share <= GAIN:
                 scale *= group.scales[int(totals.argmin())]
-                text = f"smoothed: channel ranges equalized, {share:.0%} of the noise is left behind it"
+                text = f"smoothed: channel ranges equalized, {share:.0%} of the noise is left"
                 remarks |= dict.fromkeys(group.givers, text)
             else:
                 text = f"not smoothed: {share:.0%} of the noise would be left"

@@ -15,7 +15,7 @@ from ..layers.weight_grid import LayerWeight, WeightGrid, largest_scale, raised,
 class WeightFakeQuantize(nn.Module, Quantized):
     """Rounds a weight to the grid of the static scheme, or to a learned one.
 
-    Learned is the share of the range of the weight that a scale covers, because the folded weight changes with the
+    The learned parameter is the scale as a share of the weight's range, because the folded weight changes with the
     statistics of the normalization. Until :meth:`freeze` the grid follows the weight, and no scale falls below what the
     kernels compute exactly.
 

@@ -78,7 +78,7 @@ def changes_a_shape(gm: fx.GraphModule) -> int:
 @pytest.mark.parametrize(
     ("rewrite", "message"),
     [
-        (scales_a_weight, r"is said to be exact, but changes the output: \d+"),
+        (scales_a_weight, r"claims to be exact, but changes the output: \d+"),
         (never_ends, "rewrites 1 more places in a second run"),
         (forgets_to_recompile, r"it must call recompile\(\)"),
         (breaks_the_order, "does not lint"),

@@ -127,7 +127,7 @@ def test_without_a_sure_gain_auto_takes_it_back(monkeypatch: pytest.MonkeyPatch)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     q = compiled(model, [offset(128, 12)], config=coarse("auto"))
     assert all(torch.equal(b, model.get_parameter(n)) for n, b in biases(q).items())
-    assert all("bias not corrected: no sure gain" in r.reason for r in q.report.rows if "linear" in r.op)
+    assert all("bias not corrected: no significant gain" in r.reason for r in q.report.rows if "linear" in r.op)
 
 
 def test_what_was_asked_for_stays_corrected_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

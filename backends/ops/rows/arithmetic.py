@@ -13,7 +13,7 @@ from .kinds import observed
 
 
 def _refuse_binary(call: Call) -> str | None:
-    """Operands that are sizes; ``alpha``."""
+    """Refuse operands that are sizes, and ``alpha``."""
     if call.param("alpha", 1) != 1:
         return "it has a factor alpha"
     sizes = [a for a in call.node.args if isinstance(a, fx.Node) and a not in call.values]

@@ -6,7 +6,7 @@ from ...base.op import Call
 from ..kernels.fp32 import no_kernels
 from .binding import X86Binding
 
-AVERAGES = "averages span a smaller range than the int8 kernel keeps; quantized again behind it"
+AVERAGES = "the int8 kernel keeps the scale of its input, which is too coarse for averages"
 
 
 def _refuse_pad(call: Call) -> str | None:

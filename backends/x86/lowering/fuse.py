@@ -1,7 +1,7 @@
-"""Fusing an op into the convolution or linear layer before it, if that is measured to be faster.
+"""Fuse an op into the convolution or linear layer before it, if that is measured to be faster.
 
-In the program the two are apart, with a quantize/dequantize pair between them. Fusing drops the pair: the result is
-rounded once instead of twice, and the executed graph says so.
+In the program, a quantize/dequantize pair stands between the two. Fusing drops the pair: the result is rounded once
+instead of twice, as the executed graph shows.
 """
 
 from __future__ import annotations

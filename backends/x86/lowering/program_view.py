@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
 from ....compiler.execution.graphs import attribute
-from ....compiler.execution.shapes import value_infos
+from ....compiler.execution.shapes import ValueInfo, value_infos
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.frozen_nodes import is_quantize, pair_qparams
 from ...base.op import Output
@@ -26,6 +27,10 @@ NO_KERNELS = X86Binding(False)
 class ProgramView:
     """A frozen program with what its nodes are.
 
+    Args:
+        program: the program.
+        values: shape and dtype of every value, if known: dropping a pair changes none.
+
     Attributes:
         gm: the graph; a rewrite of it makes a new view necessary.
         values: shape and dtype of every value on the example.
@@ -33,10 +38,10 @@ class ProgramView:
         unit_of: the int8 unit that gives a value.
     """
 
-    def __init__(self, program: FrozenProgram) -> None:
+    def __init__(self, program: FrozenProgram, values: Mapping[fx.Node, ValueInfo] | None = None) -> None:
         self.gm = program.module
         self.modules = dict(self.gm.named_modules())
-        self.values = value_infos(self.gm, program.example)
+        self.values = value_infos(self.gm, program.example) if values is None else values
         self.order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
         units = match_units(self.gm).units
         self.unit_of: dict[fx.Node, Unit] = {u.output: u for u in units if u.root not in program.fp32}

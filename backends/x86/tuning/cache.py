@@ -17,7 +17,7 @@ Times = dict[str, float]  # milliseconds by the name of a kernel; infinite for o
 class TimesCache:
     """Times of kernels by the key of a call, kept in ``$FXQUANT_CACHE/kernels.json`` (default ``~/.cache/fxquant``).
 
-    A file that cannot be read is ignored, and one that cannot be written is not.
+    A file that cannot be read or written is ignored.
 
     Args:
         on_disk: False keeps the times in memory alone.

@@ -50,9 +50,9 @@ def test_the_file_of_another_search_is_refused_and_left_alone(tmp_path: Path) ->
     other = model()
     with torch.no_grad():
         other.get_parameter("0.weight")[0, 0, 0, 0] += 1
-    with pytest.raises(ConfigError, match="is of another search"):
+    with pytest.raises(ConfigError, match="belongs to another search"):
         fxquant.search(other, batches(), closeness, BUDGET, config=config(), resume=file)
-    with pytest.raises(ConfigError, match="is of another search"):
+    with pytest.raises(ConfigError, match="belongs to another search"):
         found(config=QuantConfig(), resume=file)
     with pytest.raises(ConfigError, match=r"evaluate returns 1\.0 for the fp32 model, but returned 0\.0"):
         found(lambda m: closeness(m) + 1, resume=file)

@@ -1,7 +1,7 @@
 """The steps of an LSTM and of a GRU in one direction, written so that TorchScript can compile them.
 
-``data`` holds the inputs (rows, features) of all steps, one behind the other, with ``sizes`` rows each, as in a packed
-sequence: a sequence that is over leaves the end of the batch. Returns the outputs (rows, hidden) and the last states.
+``data`` holds the inputs (rows, features) of all steps, one after the other, with ``sizes`` rows each, as in a packed
+sequence: the shortest sequences are last in the batch. Returns the outputs (rows, hidden) and the last states.
 """
 
 from __future__ import annotations
