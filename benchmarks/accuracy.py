@@ -1,9 +1,8 @@
-"""What each accuracy pass brings, on networks trained on real data: `python -m benchmarks.accuracy`.
+"""The effect of each accuracy pass, on networks trained on real data: `python -m benchmarks.accuracy`.
 
-The data are scikit-learn's handwritten digits and the networks those of the demo, MobileNetV2-style. Two are
-compared: one with ReLU whose channels are then rescaled over decades without a change of its function (what Nagel et
-al. 2019, arXiv:1906.04721, found in MobileNetV2), and one with hard-swish. Every row is a compilation of its own
-with the reference of the same test images; accuracy is of the lowered module.
+The data are scikit-learn's handwritten digits; the networks are those of the demo, MobileNetV2-style. One has ReLU, and
+its channels are rescaled over decades without a change of its function (as Nagel et al. 2019, arXiv:1906.04721, found
+in MobileNetV2). The other has hard-swish. Every row is a compilation of its own; accuracy is of the lowered module.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ COLUMNS = ("model", "contender", "ms (median)", "ratio to torch.ao", "SQNR dB", 
 
 
 def weights(name: str, contender: str) -> str:
-    """What is left of the parameters' bytes, where the contender is ours."""
+    """The share of the bytes of the parameters that is left, for fxquant."""
     if contender not in OURS:
         return "-"
     report = fxquant.compile(settled(name, zoo=MODELS), scheme="dynamic", dtype=OURS[contender]).report

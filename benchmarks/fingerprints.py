@@ -1,4 +1,4 @@
-"""Fingerprints of compiled models, to show that a change of the code leaves results alone.
+"""Fingerprints of compiled models, to show that a change of the code changes no result.
 
 `python -m benchmarks.fingerprints record FILE` before the change, `... compare FILE` after it. A fingerprint is the
 SHA-256 of the outputs on held-out inputs. Set `FXQUANT_CACHE` to one folder for both runs, so that both take the same

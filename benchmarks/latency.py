@@ -3,8 +3,8 @@
 A model's contenders share weights, calibration batches and thread count. They are timed interleaved: each
 round calls every contender a few times, in a new random order, so that the machine's noise hits all alike.
 
-Between contenders there is a pause, then untimed calls. The runtimes' threads spin on after a call and would
-take the cores from the next contender: measured on 2 cores, ONNX Runtime's for about 50 ms, libgomp's
+Between contenders there is a pause, then untimed calls. The threads of a runtime spin after a call and would
+take the cores from the next contender: on 2 cores, ONNX Runtime's for about 50 ms, libgomp's
 (PyTorch) 10 ms, OpenVINO's 1 ms. The pause outlasts them, so that each runtime keeps its default spinning,
 its fastest setting on idle cores. The untimed calls then wake the contender's threads and warm its caches.
 """

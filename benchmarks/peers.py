@@ -127,7 +127,7 @@ def _onnx(quantize: Quantize) -> Build:
     """ONNX Runtime on the exported model after `quantize(source, target, feeds)`.
 
     Its threads spin as by default, which is fastest on idle cores: without, MobileNetV2 took 9.1 ms, not 6.2.
-    They go on spinning for some 50 ms after a call; wait for that before timing anything else.
+    They spin for about 50 ms after a call; wait for that before timing anything else.
     """
 
     def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:

@@ -1,8 +1,9 @@
-"""What a search for mixed precision costs and finds: `python -m benchmarks.search`.
+"""The cost and the result of a search for mixed precision: `python -m benchmarks.search`.
 
-- ``sensitivity``: the time of measuring every op of MobileNetV2 alone in int8, in forwards of the fake-quantized model.
+- ``sensitivity``: the time to measure every op of MobileNetV2 alone in int8, in forward passes of the
+  fake-quantized model.
 - ``planted``: a network in which three layers are fragile (they have two bits): which are found, and with how many
-  evaluations, beside reverting ops one by one.
+  evaluations, compared with reverting ops one by one.
 - ``best``: two small networks: the latency of the mix that is found, against the best of all, or of many random ones.
 - ``zoo``: the CNNs of the zoo on digits at several budgets: accuracy, latency, evaluations.
 """
@@ -199,7 +200,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _compiled_times(space: Space, mixes: list[Mix], x: torch.Tensor) -> list[float]:
-    """The median of four compilations of each: they differ by some percent, as weights lie elsewhere in memory."""
+    """The median of four compilations of each: they differ by a few percent, as weights are elsewhere in memory."""
     times = _times([space.compiled(mix) for mix in mixes * 4], x, rounds=200)
     return [statistics.median(times[i :: len(mixes)]) for i in range(len(mixes))]
 

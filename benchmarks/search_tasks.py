@@ -1,4 +1,4 @@
-"""What `benchmarks.search` searches: networks on scikit-learn's digits, and the ways of others to search them."""
+"""Tasks of `benchmarks.search`: networks on scikit-learn's digits, and other methods of search."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pictures(digits: Digits, size: int = 64) -> Digits:
 
 @torch.no_grad()
 def on_digits(name: str, digits: Digits) -> nn.Module:
-    """A CNN of the zoo with the digits' normalisation statistics, and a last layer fitted to them by least squares."""
+    """A CNN of the zoo with the digits' normalization statistics, and a last layer fitted to them by least squares."""
     model = settled(name)
     images, labels = digits.train
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -72,7 +72,7 @@ def on_digits(name: str, digits: Digits) -> nn.Module:
 
 
 def deep_network() -> nn.Sequential:
-    """Thirty layers with weights and no residual that passes them by: ``(N, 1, 32, 32)`` images into ten digits."""
+    """Thirty layers with weights, without residual connections: ``(N, 1, 32, 32)`` images into ten digits."""
     channels = (24, 32, 40, 48, 56, 64, 72, 80, 88, 96)
     blocks = [
         InvertedResidual(inputs, outputs, 2 if outputs in (32, 64) else 1, nn.ReLU)

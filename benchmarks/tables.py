@@ -1,4 +1,4 @@
-"""What a benchmark prints at its end, and writes for `docs/benchmarks.md`."""
+"""The tables that a benchmark prints, and writes for `docs/benchmarks.md`."""
 
 from __future__ import annotations
 

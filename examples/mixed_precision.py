@@ -1,7 +1,7 @@
 """The fastest mix of int8 and fp32 within an accuracy budget.
 
-Data and network are those of the demo (handwritten digits, MobileNetV2-style). Weights have four bits, all of a layer
-share one scale, and the passes that even ranges out are off, so that there is something to choose.
+Data and network are those of the demo (handwritten digits, MobileNetV2-style). Weights have four bits and one scale per
+layer, and the passes that equalize ranges are off, so that int8 costs accuracy.
 """
 
 import fxquant

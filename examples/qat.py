@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network that loses its accuracy in 3-bit weights wins it back.
+"""Quantization-aware training: recover the accuracy that a network loses with 3-bit weights.
 
 Data and network are those of the demo (handwritten digits, MobileNetV2-style), all weights of a layer share one scale.
 """

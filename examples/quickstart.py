@@ -1,4 +1,4 @@
-"""Quantize a small network trained on real data: the demo (``python -m fxquant demo``) as a script to read."""
+"""Quantize a small network trained on real data: the demo (``python -m fxquant demo``) as a short script."""
 
 import torch
 

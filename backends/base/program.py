@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
 from ...compiler.execution.graphs import copy_graph, with_nodes
 from ...compiler.execution.sample import Batch
+from ...compiler.execution.shapes import ValueInfo, value_infos
 from .dynamic_layer import DynamicLayer, ReferenceLayer
 
 
@@ -39,6 +41,11 @@ class FrozenProgram:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph in plain torch ops."""
         return self.module(*args, **kwargs)
+
+    @cached_property
+    def values(self) -> dict[fx.Node, ValueInfo]:
+        """Shape and dtype of every value on the example."""
+        return value_infos(self.module, self.example)
 
     @property
     def dynamic_layers(self) -> dict[str, ReferenceLayer]:

@@ -89,7 +89,7 @@ class X86Backend:
         """Fuse where that is faster, choose kernels, emit."""
         copied = copy_program(program, layers)
         executed = copied.program
-        view = ProgramView(executed)
+        view = ProgramView(executed, {copied.of.get(n, n): v for n, v in program.values.items()})
         if not program.keep_roundings:  # both drop pairs
             entered, fused = drop_entry_pairs(view, self.tuner), fuse(view, self.tuner)
             log.info("x86: %d first ops compute in fp32, %d ops are fused into the one before", entered, fused)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 from torch import fx
@@ -93,7 +94,7 @@ class FrozenModel(PreparedModel):
     keep_roundings: bool = False
     remark: str = ""
 
-    @property
+    @cached_property
     def program(self) -> FrozenProgram:
         """The graph as a program."""
         fp32 = frozenset(self.assignment.reasons)

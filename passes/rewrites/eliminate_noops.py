@@ -36,5 +36,6 @@ class EliminateNoops:
                 node.replace_all_uses_with(node.args[0])
                 gm.graph.erase_node(node)
                 count += 1
-        finish(gm)
+        if count:
+            finish(gm)
         return PassResult(count)

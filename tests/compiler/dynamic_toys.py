@@ -60,7 +60,7 @@ def dynamic(model: nn.Module, **options: Any) -> QuantizedModule:
 def near(model: nn.Module, q: nn.Module, *args: Any, least: float = 28, **kwargs: Any) -> None:
     with torch.no_grad():
         expected = model(*args, **kwargs)
-    for _ in range(3):  # the first call checks TorchScript, the second uses it, the third is optimised
+    for _ in range(3):  # the first call checks TorchScript, the second uses it, the third is optimized
         assert sqnr([expected], [q(*args, **kwargs)]) > least
 
 

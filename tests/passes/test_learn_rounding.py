@@ -58,7 +58,7 @@ def test_the_output_error_falls(bits: int) -> None:
 
 @pytest.mark.parametrize("path", ["0", "3"])
 @pytest.mark.parametrize("bits", [3, 4])
-def test_integers_are_one_of_the_two_neighbours(path: str, bits: int) -> None:
+def test_integers_are_one_of_the_two_neighbors(path: str, bits: int) -> None:
     nearest, learned = (integers(result(r, bits), path).float() for r in ("nearest", "learned"))
     scales = [result(r, bits).graph.get_buffer(f"{path}_int8_scale") for r in ("nearest", "learned")]
     assert torch.equal(*scales)

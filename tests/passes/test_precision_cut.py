@@ -75,7 +75,7 @@ def test_the_front_is_the_convex_hull_of_all_choices() -> None:
             assert cheaper.cost < dearer.cost and cheaper.penalty > dearer.penalty
         for point in front:
             assert point.cost == costs.total(point.int8)
-        for a, b in itertools.pairwise(front):  # nothing lies below the line between neighbours
+        for a, b in itertools.pairwise(front):  # nothing lies below the line between neighbors
             slope = (b.cost - a.cost) / (a.penalty - b.penalty)
             best = min(costs.total(c) + slope * penalty(c, penalties) for c in all_choices(costs))
             assert a.cost + slope * a.penalty == pytest.approx(best, abs=1e-6)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
 from ....compiler.execution.graphs import attribute
-from ....compiler.execution.shapes import ValueInfo, value_infos
+from ....compiler.execution.shapes import ValueInfo
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.frozen_nodes import is_quantize, pair_qparams
 from ...base.op import Output
@@ -29,7 +29,7 @@ class ProgramView:
 
     Args:
         program: the program.
-        values: shape and dtype of every value, if known: dropping a pair changes none.
+        values: shape and dtype of every value, if they are not to be measured: dropping a pair changes none.
 
     Attributes:
         gm: the graph; a rewrite of it makes a new view necessary.
@@ -41,7 +41,7 @@ class ProgramView:
     def __init__(self, program: FrozenProgram, values: Mapping[fx.Node, ValueInfo] | None = None) -> None:
         self.gm = program.module
         self.modules = dict(self.gm.named_modules())
-        self.values = value_infos(self.gm, program.example) if values is None else values
+        self.values = program.values if values is None else values
         self.order = {n: i for i, n in enumerate(self.gm.graph.nodes)}
         units = match_units(self.gm).units
         self.unit_of: dict[fx.Node, Unit] = {u.output: u for u in units if u.root not in program.fp32}

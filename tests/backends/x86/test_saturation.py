@@ -106,7 +106,7 @@ def check(layer: nn.Module, quantized: IntegerWeight, high: Tensor, engine: str,
 
 
 def layer_of(kind: str, channels: int, outputs: int, spread: float = 1.0) -> nn.Module:
-    """A layer whose weights have large neighbours of one sign, which is the worst for pairs."""
+    """A layer whose weights have large neighbors of one sign, which is the worst for pairs."""
     makers: dict[str, Any] = {
         "conv_even": lambda: nn.Conv2d(channels, outputs, 3, bias=False),
         "pointwise": lambda: nn.Conv2d(channels, outputs, 1, bias=False),
