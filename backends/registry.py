@@ -1,7 +1,7 @@
 """The one place that names the backends.
 
-A backend is a package with a function ``create(target, executor)``. To add one, add its name to :data:`BackendName`.
-The package of that name in this folder is imported when it is first asked for.
+A backend is a package with a function ``create(target, executor)``. The package is imported when it
+is first asked for. To add one, see "How to add" in ``docs/architecture.md``.
 """
 
 from __future__ import annotations

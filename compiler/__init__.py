@@ -1,1 +1,1 @@
-"""The public face and the machinery behind it."""
+"""The compiler: capture, workflows, report, search and the public functions."""

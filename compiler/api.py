@@ -15,7 +15,7 @@ from .capture.capture import Leaf
 from .capture.model_checks import check_model
 from .core.config import QuantConfig
 from .core.errors import ConfigError, StateError
-from .core.messages import check_choice
+from .core.messages import check_choice, check_positive
 from .core.progress import verbosity
 from .execution.batches import sampled
 from .runtime.compile_dynamic import compile_dynamic
@@ -81,11 +81,11 @@ def compile(
         target: the CPU that weights are quantized for; None is this one. Kernels are timed on this one.
         executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and frozen,
             with less overhead per op), or ``"auto"``: the one that is measured to be faster. With
-            ``scheme="dynamic"``, ``"auto"`` is TorchScript if the first call shows that it gives the same.
+            ``scheme="dynamic"``, ``"auto"`` is TorchScript for kinds of calls on which it returned the same.
         dtype: of the weights, with ``scheme="dynamic"``: ``torch.int8`` or ``torch.float16``.
         leaf_modules: paths or classes of modules that are not traced. They stay in fp32; ``scheme="dynamic"``
             replaces the layers in them.
-        calibration_batches: at most this many batches are read.
+        calibration_batches: read at most this many batches; the rest of ``calibration`` is ignored.
         train: for ``scheme="qat"``: a function that trains the :class:`~fxquant.QATModule` that it is given, in place,
             or returns another one.
         evaluate, max_drop, strict: with ``scheme="static"``: find the fastest int8/fp32 mix for which ``evaluate``, a
@@ -100,14 +100,20 @@ def compile(
         The compiled module; print it for the report.
 
     Raises:
-        ConfigError, ModelError, CaptureError, CalibrationError, TrainingError, SearchError: see
-            :mod:`fxquant.compiler.core.errors`.
+        ConfigError, ModelError, CaptureError, CalibrationError, TrainingError, SearchError, StateError: the arguments,
+            the model or the data are at fault.
+        VerificationError, ContractError: a bug of fxquant; please report it.
+
+    Warns:
+        BudgetWarning: as of :func:`fxquant.search`.
     """
     check_choice("scheme", scheme, get_args(Scheme))
     _check_train(train, scheme)
     _check_search(evaluate, max_drop, strict, scheme, calibration)
     if scheme != "dynamic" and dtype is not torch.int8:
-        raise ConfigError(f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8.")
+        raise ConfigError(
+            f"dtype={dtype} is for scheme 'dynamic'; scheme {scheme!r} gives int8. Leave it out, or change the scheme."
+        )
     with verbosity(verbose):
         if scheme == "dynamic" or evaluate is not None:
             check_model(model)
@@ -164,8 +170,7 @@ def prepare(
     if scheme == "dynamic":
         raise ConfigError("scheme 'dynamic' has nothing to observe: call fxquant.compile(model, scheme='dynamic').")
     check_choice("scheme", scheme, get_args(Scheme))
-    if not isinstance(calibration_batches, int) or calibration_batches < 1:
-        raise ConfigError(f"calibration_batches is {calibration_batches!r}; it must be a positive int.")
+    check_positive("calibration_batches", calibration_batches)
     check_model(model)
     options = _options(config, backend, target, executor, leaf_modules, snapshots, debug)
     with verbosity(verbose):

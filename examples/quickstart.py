@@ -3,6 +3,8 @@
 import torch
 
 import fxquant
+
+# The demo's data and training loop; not part of the public API.
 from fxquant.compiler.cli.demo import accuracy, digits_network, load_digits, train
 
 

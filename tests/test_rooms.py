@@ -114,7 +114,7 @@ def test_only_the_registry_names_backends(path: Path) -> None:
     assert not {n for n in imports(path) if re.match(r"fxquant\.backends\.(x86|reference)\b", n)}
     if path.name != "registry.py":
         code = re.sub(r'""".*?"""', "", path.read_text(), flags=re.DOTALL)
-        assert not re.search(r"[\"'](x86|reference)[\"']", code.replace('super().__init__(spec, "reference")', ""))
+        assert not re.search(r"[\"'](x86|reference)[\"']", code)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)

@@ -48,8 +48,8 @@ class Lowered:
     Attributes:
         run: same arguments and results as forward().
         executed: the program as executed: a copy, in which fused kernels may have dropped a rounding.
-        of: the node of the executed program by that of the program.
-        choices: what runs each node of the executed program; nodes that a kernel includes are not in it.
+        of: maps each node of the program to its node in ``executed``.
+        choices: the kernel of each node of ``executed``; a node that another node's kernel computes has no entry.
         weight_bytes: bytes of parameters in the executed form.
         kernel_errors: takes inputs of the model; returns, by ``quantize`` node of the executed program, the largest
             difference in steps between its kernel and the program, given the same integers. None if the program itself
@@ -101,7 +101,7 @@ class Backend(Protocol):
 
     @property
     def machine(self) -> str:
-        """A text that is equal on machines whose measured times compare."""
+        """Identifies the machine: times measured under the same text are comparable."""
         ...
 
     def weight_scale_floor(

@@ -60,7 +60,7 @@ class ReferenceLayer(DynamicLayer):
     """
 
     def __init__(self, spec: DynamicSpec) -> None:
-        super().__init__(spec, "reference")
+        super().__init__(spec, "plain torch ops")
         self.spec = [spec]  # in a list: the float layer in it is not a submodule
 
     def forward(self, input: Any, *rest: Any, **options: Any) -> Any:

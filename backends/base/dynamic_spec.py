@@ -24,7 +24,7 @@ class DynamicSpec:
         op: the name of the op.
         layer: the float layer with its options and biases; its weights have shapes, but no values (device "meta").
         weights: the rounded weights by the names of the parameters.
-        relu: whether a ReLU behind the layer is part of it.
+        relu: whether a ReLU after the layer is part of it.
     """
 
     op: str

@@ -56,7 +56,7 @@ class OpRow:
         name: the name of the op in reports, overrides and bindings.
         canonical: the one spelling after capture: a function, or a module class if the op has parameters.
         spellings: further functions, module classes and method names with the same meaning.
-        params: names of the arguments behind the tensor inputs, in positional order, separated by spaces.
+        params: names of the arguments after the tensor inputs, in positional order, separated by spaces.
         inputs: number of tensor inputs; 0 is a list of tensors as the first argument.
         from_module: the parameters of a module of this op, if they are not its attributes of the same names.
         output: how the output gets its qparams.
@@ -70,7 +70,7 @@ class OpRow:
         views: the output may share the memory of the input.
         joins: inputs and output share one set of qparams, so that nothing is rounded again.
         clamp: of an op that is a clamp, the bounds in a given call.
-        saturates: the output is requantized, so that saturation does the work of a clamp behind it.
+        saturates: the output is requantized, so that saturation does the work of a clamp after it.
         scale_equivariant: ``f(s * x) == s * f(x)`` for a positive scale per channel, the same for all tensor inputs.
         product: the output scales with each input separately.
         affine: of a module whose ``weight`` and ``bias`` scale and shift the output, the axis of both.

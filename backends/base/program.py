@@ -21,7 +21,7 @@ class FrozenProgram:
     """A quantized model as plain data: what a backend lowers, and what a file or an exporter needs.
 
     Float ops in their canonical spelling stand between ``quantize`` and ``dequantize`` nodes with literal parameters.
-    Weights are integer buffers behind ``dequantize_channels``. Dynamic layers are :class:`ReferenceLayer` modules that
+    Weights are integer buffers after ``dequantize_channels``. Dynamic layers are :class:`ReferenceLayer` modules that
     hold a :class:`DynamicSpec`. The graph runs in plain torch.
 
     Nothing may change a program: a backend rewrites a copy (:func:`copy_program`).

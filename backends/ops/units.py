@@ -1,4 +1,4 @@
-"""Units: an op together with the clamps behind it that its requantization does at no cost."""
+"""Units: an op together with the clamps after it that its requantization does at no cost."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
     line = user_line("".join(traceback.format_tb(error.__traceback__))) or inspect.getfile(type(model))
     owner = dict(model.named_modules()).get(path, model)
     whole = f"keep the module whole and in fp32: compile(..., leaf_modules=[{path!r}])"
-    fixed = "wrap the model in a small module that sets such arguments in its forward()"
+    fixed = "wrap the model in a module whose forward() passes fixed values for the arguments that it branches on"
     return CaptureError(
         f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"
         "forward() must not branch on input values. Rewrite the line, or "

@@ -38,7 +38,7 @@ class Modes:
         gm.recompile()
 
     def put_back(self, gm: fx.GraphModule) -> None:
-        """Put the dropouts back, behind the fake-quants that were placed since.
+        """Put the dropouts back, after the fake-quants that were placed since.
 
         The readers of the int8 form of a value and those of its fp32 form get different masks.
         """

@@ -44,7 +44,7 @@ _WHOLE_MODEL = ("relu6_as_relu", "rounding_seconds", "mixed_precision")
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """How to quantize. The defaults give the best accuracy that needs no labels.
+    """How to quantize. The defaults need no labels and little time.
 
     Attributes:
         weight: granularity and symmetry of weights: ``"per_channel_symmetric"``, ``"per_tensor_symmetric"``,
@@ -59,7 +59,7 @@ class QuantConfig:
         weight_bits: 2 to 8. Fewer than 8 bits use the int8 kernels with a narrower range of integers.
         rounding: of weights: ``"nearest"``, or ``"learned"`` (each weight up or down, so that the error of the layer's
             output is least; AdaRound, Nagel et al. 2020, arXiv:2004.10568). Learning takes seconds to minutes.
-        rounding_seconds: time budget for learned rounding of the whole model. Later layers are rounded to nearest.
+        rounding_seconds: time limit for learned rounding of the whole model. Later layers are rounded to nearest.
         equalize: scale channels across layers so that their weight ranges agree
             (:mod:`fxquant.passes.rewrites.equalize`). ``"auto"``: only layers whose weights have one scale.
         smooth: scale channels across layers so that their activation ranges agree, as far as the weights allow

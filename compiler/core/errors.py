@@ -24,7 +24,7 @@ class CalibrationError(FxquantError, ValueError):
 
 
 class StateError(FxquantError, RuntimeError):
-    """The call is not possible now: for example, freezing a module twice, or pickling it."""
+    """The call is not possible in the present state: for example, ``freeze()`` of a compiled module."""
 
 
 class TrainingError(FxquantError, RuntimeError):
@@ -32,7 +32,7 @@ class TrainingError(FxquantError, RuntimeError):
 
 
 class SearchError(FxquantError, RuntimeError):
-    """``evaluate`` fails or returns no usable number. With ``strict=True``: no int8 mix is within the budget."""
+    """``evaluate`` failed or returned no usable number; or, with ``strict=True``, no int8 mix is within the budget."""
 
 
 class BudgetWarning(UserWarning):

@@ -45,13 +45,13 @@ def inspect(
     batches: int = 8,
     verbose: bool | None = None,
 ) -> Inspection:
-    """Quantize ``model`` step by step, as :func:`fxquant.compile` does before kernels are chosen; look at each layer.
+    """Quantize ``model`` step by step, without choosing kernels, and record every layer after each step.
 
     Args:
         model: as of ``compile``; it is not changed.
         calibration: as of ``compile``. The first ``batches`` are read, and everything is measured on them.
         config, target, verbose: as of ``compile``.
-        batches: how many batches to use; at most as many as ``compile`` keeps (8, and 16 MiB).
+        batches: how many batches to use: at most 8, and fewer if they exceed 16 MiB.
 
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: as of ``compile``.

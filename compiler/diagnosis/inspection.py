@@ -17,7 +17,7 @@ class LayerView:
     """A layer after one step of the pipeline.
 
     Attributes:
-        weight_low, weight_high: the extremes of its weight per output channel, as the kernels see it.
+        weight_low, weight_high: ``(output channels,)``, the extremes of its weight after this step.
         low, high: the extremes of its output over the batches.
         histogram: of its output.
     """
@@ -30,7 +30,7 @@ class LayerView:
 
     @property
     def weight_ranges(self) -> Tensor:
-        """Largest magnitude of the weights of each output channel."""
+        """``(output channels,)``: the largest magnitude of the weights."""
         return torch.maximum(self.weight_high, -self.weight_low)
 
 

@@ -96,7 +96,7 @@ def sensitivity(
         metric: ``"sqnr"`` [dB], ``"mse"``, ``"kl"`` (divergence of the softmax of logits along the last axis), or a
             function of the fp32 and the int8 output. Of a function, the mean over the batches is taken; less is better.
         config, target, leaf_modules, verbose: as of ``compile``.
-        batches: at most this many batches are read, and kept in memory; of one at a time, all values are kept.
+        batches: use at most this many batches. They stay in memory, with all intermediate values of one of them.
 
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: as of ``compile``.

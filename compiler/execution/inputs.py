@@ -21,7 +21,9 @@ def bind_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, 
     given = dict(zip(names, args, strict=False))
     unknown = [k for k in kwargs if k not in names or k in given]
     if unknown:
-        raise TypeError(f"forward() has no free input named {unknown[0]!r}; its inputs are {', '.join(names)}")
+        raise TypeError(
+            f"forward() has no input named {unknown[0]!r}, or it is given twice; its inputs are {', '.join(names)}"
+        )
     given |= kwargs
     missing = [n for n, node in zip(names, nodes, strict=True) if n not in given and not node.args]
     if missing:

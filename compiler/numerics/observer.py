@@ -105,7 +105,10 @@ class Observer(nn.Module, Quantized):
             CalibrationError: nothing was seen.
         """
         if not self.count:
-            raise CalibrationError(f"'{self.label}' was never reached during calibration.")
+            raise CalibrationError(
+                f"'{self.label}' got no value during calibration. Use batches that reach it, or leave it in fp32 by an "
+                "override."
+            )
         return self.qparams_of(*self.range(), qmin, qmax)
 
     def qparams_of(self, low: float, high: float, qmin: int = 0, qmax: int = 255) -> QParams:

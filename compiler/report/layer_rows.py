@@ -17,7 +17,7 @@ from .report import Precision, Row
 from .rows import make_row
 
 NO_WEIGHTS = "no weights: dynamic quantization is for layers with large weights"
-NO_MATRIX = "it has only small weights, and no matrix"
+NO_MATRIX = "it has no weight matrix"
 PRECISION: dict[torch.dtype, Precision] = {torch.int8: "int8 dynamic", torch.float16: "fp16"}
 
 

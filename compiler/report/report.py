@@ -26,7 +26,7 @@ class Row:
         kernel: what runs it.
         qparams: of its output; None if it is not quantized.
         reason: why it is fp32 or fp16, and what passes did to it or could not do.
-        line: the user's line.
+        line: file, line and code of the call in your model; None if unknown.
         fp32_bytes, compiled_bytes: bytes of its parameters, before and after.
     """
 
@@ -52,7 +52,7 @@ class Report:
 
     Attributes:
         fp32_bytes, compiled_bytes: bytes of all parameters and buffers, before and after.
-        remark: on the whole model.
+        remark: a note on the whole model.
     """
 
     rows: tuple[Row, ...]
@@ -66,7 +66,7 @@ class Report:
         return dict(Counter(r.precision for r in self.rows))
 
     def in_fp32(self, reason: str) -> Report:
-        """The report if no op was quantized; ``reason`` is that of the ops that are quantized here."""
+        """The same report with all ops in fp32; ``reason`` replaces that of each op that was quantized."""
 
         def plain(row: Row) -> Row:
             row = replace(row, kernel="", qparams=None, compiled_bytes=row.fp32_bytes)

@@ -21,7 +21,7 @@ from .layer_rows import layer_rows
 from .report import Report, Row
 from .rows import make_row
 
-FP32_IS_FASTER = "measured: int8 would gain little here and cost accuracy"
+FP32_IS_BETTER = "measured: int8 is not faster here, or gains too little for what it costs in accuracy"
 
 
 class StaticReport:
@@ -77,7 +77,7 @@ class StaticReport:
         name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
         reason = f"fxquant does not know the op {name}"
         if module is not None and any(map(self._has_dynamic_form, module.modules())):
-            reason = "kept whole; the overrides 'dynamic' and 'fp16' are for the layers in it"
+            reason = "a leaf module, which is not traced; the overrides 'dynamic' and 'fp16' are for the layers in it"
         size = total_bytes(module.parameters()) if module else 0
         return make_row(node, name, "fp32", "", reason, sizes=(size, size))
 
@@ -104,7 +104,7 @@ class StaticReport:
             remarks.append("output in fp32: " + ("fused into its reader" if fused else "no int8 reader"))
         choice = self._choice(self.lowered.of[unit.root])
         if choice.precision == "fp32":
-            remarks.insert(0, self.assignment.binding(unit).reason or FP32_IS_FASTER)
+            remarks.insert(0, self.assignment.binding(unit).reason or FP32_IS_BETTER)
         kernel = f"fused into '{choice.fused_into}'" if choice.fused_into else choice.kernel
         known = literal_qparams(rounded) if rounded is not None else None
         return make_row(unit.root, unit.name, choice.precision, kernel, "; ".join(remarks), known, self._sizes(unit))

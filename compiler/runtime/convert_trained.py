@@ -37,11 +37,15 @@ def convert_trained(prepared: QATModule) -> Compiled:
 def _agreement(lowered: Lowered, sample: Sample, expected: list[Any]) -> str:
     """How near the int8 form is to the trained module in eval mode, on the calibration sample."""
     given = run_batches(lowered.run, sample, "compare int8")
-    text = f"against the trained module {sqnr(expected, given):.1f} dB on {len(sample)} calibration batches"
+    text = f"SQNR against the trained module: {sqnr(expected, given):.1f} dB on {len(sample)} calibration batches"
     if lowered.kernel_errors is None:
         return text
     steps = Counter[fx.Node]()
     for errors in run_batches(lowered.kernel_errors, sample, "compare kernels"):
         steps |= Counter(errors)
-    over = [f"'{node.args[0]}' by {count} steps" for node, count in steps.items() if count > 1]
-    return f"{text}, " + (f"kernels differ: {', '.join(over)}" if over else "no layer differs by more than one step")
+    over = [f"'{node.args[0]}' ({count})" for node, count in steps.items() if count > 1]
+    return f"{text}; " + (
+        f"kernels that differ by more than one quantization step: {', '.join(over)}"
+        if over
+        else "no layer differs by more than one quantization step"
+    )

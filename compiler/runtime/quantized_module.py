@@ -38,7 +38,7 @@ class QuantizedModule(nn.Module, Quantized):
             StateError: it is frozen already, or has seen no data.
         """
         if self._compiled is not None:
-            raise StateError("The module is frozen already.")
+            raise StateError("The module is compiled already; freeze() is for a module without calibration data.")
         (prepared,) = self._prepared
         self._compiled = prepared.convert()
         return self
@@ -66,7 +66,7 @@ class QuantizedModule(nn.Module, Quantized):
         """
         program = self._result("program").program
         if program is None:
-            raise StateError("There is no program: the model was not traced. See .module.")
+            raise StateError("There is no program, because the model was not traced. Use .module.")
         return program
 
     def _result(self, what: str) -> Compiled:
@@ -85,14 +85,14 @@ class QuantizedModule(nn.Module, Quantized):
         """
         graph = self._prepared[0].graph if self._compiled is None else self._compiled.graph
         if graph is None:
-            raise StateError("There is no graph: the model was not traced, its layers were replaced. See .module.")
+            raise StateError("There is no graph, because the model was not traced. Use .module.")
         return graph
 
     @property
     def module(self) -> nn.Module:
-        """Of a dynamic model, a copy of the model with its layers replaced, which has the methods of the model.
+        """With ``scheme="dynamic"``, a copy of the model with its layers replaced; it has all methods of the model.
 
-        Else :attr:`graph`.
+        Otherwise the same as :attr:`graph`.
         """
         return self._prepared[0].graph if self._compiled is None else self._compiled.module
 

@@ -21,7 +21,7 @@ class Prediction:
 
     Attributes:
         milliseconds: without the ops that are fp32 in every mix.
-        noise: as a share of the power of the output.
+        noise: noise power divided by output power.
     """
 
     milliseconds: float
@@ -38,12 +38,13 @@ class Trial:
     """A mix that was evaluated.
 
     Attributes:
-        fp32: the keys (see :attr:`UnitSensitivity.key`) of its ops that are fp32 but could be int8.
+        fp32: the keys (see :attr:`UnitSensitivity.key`) of the ops that it keeps in fp32, without those that have no
+            int8 form.
         predicted: its predicted time and noise.
         value: what evaluate returned.
         within: whether that is within the budget.
-        milliseconds: measured on the first calibration batch; None if it is not within the budget.
-        ratio: of its time to that of the float model in the same run.
+        milliseconds: latency [ms] on the first calibration batch; None if it is not within the budget.
+        ratio: its latency divided by that of the float model, measured in turns.
     """
 
     fp32: frozenset[str]
@@ -79,7 +80,7 @@ class SearchResult:
         trials: in the order in which they were evaluated.
         sensitivity: of every op, by ``"sqnr"``.
         fp32: what evaluate returned for the float model.
-        floor: the budget: the least that evaluate must return.
+        floor: the least value of evaluate within the budget: that of the float model less ``max_drop``.
         summary: the outcome in one sentence.
     """
 

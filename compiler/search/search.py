@@ -68,8 +68,8 @@ def search(
         evaluate: takes a module that is called like the model, and returns a number; more is better (of a loss, return
             the negative). It is called twice on the float model first.
         max_drop: how far that number may fall from that of the float model, in its own units.
-        strict: raise an error if no int8 mix is within the budget, instead of a warning.
-        seconds: time budget; after that no mix is tried, and the best so far is returned.
+        strict: raise an error, instead of a warning, if no int8 mix is within the budget.
+        seconds: time limit; after that no mix is tried, and the best so far is returned.
         seed: of the random numbers of Python, NumPy and torch in each call of ``evaluate``.
         executor: evaluates up to 3 mixes at once in other processes: any :class:`concurrent.futures.Executor` whose
             workers can import the model, also ``dask.distributed.Client(...).get_executor()``. Latency is measured in

@@ -25,7 +25,7 @@ NEEDS_LATENCIES = "A search needs latencies, and backend {!r} measures none. " +
 LOWEST = -60.0  # dB
 SLOWER = "search: not faster in int8 on this CPU, conversions included"
 FOR_ACCURACY = "search: for accuracy"
-AROUND = f"{FOR_ACCURACY}, together with the ops around it: in int8 between them it would save no time"
+AROUND = f"{FOR_ACCURACY}, together with the ops around it: between them, int8 would save no time"
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,9 @@ def _unpacked(packed: bytes) -> tuple[CalibratedModel, Evaluation]:
     model = calibrated(prepare(capture_model(parcel.model, options), parcel.sample))
     observers = observers_of(model.gm)
     if observers.keys() != parcel.observers.keys():
-        raise SearchError("This worker would quantize other ops than the search: its torch has other kernels.")
+        raise SearchError(
+            "A worker would quantize other ops than the search. Use the same CPU and torch on all workers."
+        )
     for label, observer in observers.items():
         observer.__dict__.update(parcel.observers[label].__dict__)
     return model, parcel.evaluation

@@ -141,7 +141,7 @@ def _resolve_overrides(model: nn.Module, graph: nn.Module, options: Options) -> 
         places.setdefault(module, []).append(path)
     for paths in places.values():
         if len({repr(config.by_subject.get(p)) for p in paths}) > 1 and weight_names(before[paths[0]]):
-            raise ConfigError(f"{' and '.join(map(repr, paths))} are one layer: give them one override.")
+            raise ConfigError(f"{' and '.join(map(repr, paths))} are the same module: give them the same override.")
     return config
 
 

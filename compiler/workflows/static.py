@@ -91,8 +91,8 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
     for node in captured.folded_linears:
         if node in values and len(values[node].shape) != 2:
             raise ModelError(
-                f"Behind {where(node)} an nn.BatchNorm1d normalizes axis 1 of {values[node].shape}, not the "
-                "features. Put it into a module of your own, and name that in leaf_modules."
+                f"The nn.BatchNorm1d after {where(node)} normalizes axis 1 of a {values[node].shape} tensor, which is "
+                "not the feature axis. Move it into a submodule, and list that in leaf_modules."
             )
     config = resolve_overrides(gm, options.config)
     layers = plan_overridden_layers(gm, config, options.backend)

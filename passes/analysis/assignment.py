@@ -18,7 +18,7 @@ from ...compiler.execution.shapes import ValueInfo
 from .precision_cut import OUTSIDE
 
 BORDERS_COST_MORE = "the ops around it are fp32: the conversions would cost more than int8 saves"
-INPUT_IS_FP32 = "it passes its input on, which is fp32"
+INPUT_IS_FP32 = "it only moves values, and its input is fp32"
 
 
 @dataclass(frozen=True)

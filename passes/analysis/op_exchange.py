@@ -76,7 +76,7 @@ class OpExchange:
 
 
 def _pair_behind(unit: Unit) -> fx.Node | None:
-    """The ``dequantize`` behind ``unit``."""
+    """The ``dequantize`` after ``unit``."""
     behind = quantize_behind(unit.output)
     return next(iter(behind.users)) if behind is not None else None
 

@@ -47,7 +47,7 @@ def ruinous_reason(left: float) -> str:
 
 
 def with_pass_through_ops(assignment: Assignment, fp32: Mapping[str, str]) -> dict[str, str]:
-    """``fp32``, and the ops behind that pass integers on and would have none. Reasons by the names of roots."""
+    """``fp32``, and the ops after that pass integers on and would have none. Reasons by the names of roots."""
     found = dict(fp32)
     for unit in assignment.int8_units:
         sources = {p.maker for p in assignment.passed if unit.root in p.readers}

@@ -1,4 +1,4 @@
-"""A ReLU behind a layer that will be replaced becomes part of that layer."""
+"""A ReLU after a layer that will be replaced becomes part of that layer."""
 
 from __future__ import annotations
 

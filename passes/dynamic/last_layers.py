@@ -1,4 +1,4 @@
-"""fp16 instead of int8 for the layers next to the output: no layer behind them dampens the error of rounding."""
+"""fp16 instead of int8 for the layers next to the output: no layer after them dampens the error of rounding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def raise_last_layers(gm: fx.GraphModule, plan: LayerPlan, backend: Backend) -> 
         for path in front:
             plan.requests[path] = LayerRequest(torch.float16, plan.requests[path].config)
             share = f"{sizes[path] / total:.1%} of the weights"
-            plan.reasons[path] = f"fp16, not int8: it is next to the output, and has only {share}"
+            plan.reasons[path] = f"fp16, not int8: it is near the output, and has only {share}"
         behind |= front
         budget -= size
 

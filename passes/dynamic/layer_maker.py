@@ -51,7 +51,7 @@ class LayerMaker:
         """The layer as requested, or the reason why the kernel of the backend cannot be trusted with it.
 
         Args:
-            relu: whether the layer is to include the ReLU behind it.
+            relu: whether the layer is to include the ReLU after it.
         """
         if layer not in self._done:
             self._done[layer] = self._made(layer, request, relu)

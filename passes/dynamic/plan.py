@@ -46,7 +46,7 @@ class LayerPlan:
 
     Attributes:
         requests: layers to be replaced.
-        relus: layers that include the ReLU behind them.
+        relus: layers that include the ReLU after them.
         merged: the paths of the layers that became one, by the path of that one.
         reasons: why other layers stay fp32, or get another dtype than was asked for.
         floats: the float layers that were replaced, once they are.

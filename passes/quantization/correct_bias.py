@@ -25,43 +25,33 @@ from ...compiler.execution.graphs import GraphCopy, attribute
 from ...compiler.execution.sample import Batch
 from ...compiler.execution.stepper import Stepper
 from ...compiler.numerics.metrics import sqnr, surely_nearer
-from ..analysis.assignment import Assignment
 from ..base import PassResult
-from .frozen_layers import bias_node, channel_axis, frozen_layers
+from .frozen_layers import LayerAdjustment, bias_node, channel_axis
 
 SETTLED = 1e-3  # of the standard deviation of a channel: a smaller mean error is not corrected
 
 
-class CorrectBias:
-    """Not exact. Runs the model twice on the sample, and once on half of it to compare with. Corrects a layer once.
+class CorrectBias(LayerAdjustment):
+    """Runs the model twice on the sample, and once on half of it to compare with.
 
     If ``correct_bias`` of a layer is "auto", its correction is undone unless all corrections together surely bring the
     output of the model on the sample nearer to the exact one.
-
-    Args:
-        exact: the graph in fp32, and its nodes by those of the frozen graph.
-        assignment: how the layers are quantized.
-        sample: calibration batches that may run at once.
     """
 
     name = "correct_bias"
-    exact = False
-
-    def __init__(self, exact: GraphCopy, assignment: Assignment, sample: Sequence[Batch]) -> None:
-        self._exact, self._assignment, self._sample = exact, assignment, sample
-        self._done: set[fx.Node] = set()
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
-        layers = [u for u in frozen_layers(gm, self._assignment) if self._switch(u) is not False]
-        layers = [u for u in layers if u.root not in self._done]
+        layers = self._next_layers(gm)
         if not layers:
             return PassResult(0)
-        self._done.update(u.root for u in layers)
         correction = _Correction(gm, self._exact, self._sample)
         for unit in progress(layers, "correct biases", "layer", len(layers)):
             correction.correct(unit, undoable=self._switch(unit) == "auto")
         correction.undo_unless_better()
         return PassResult(len(correction.remarks), correction.refusals, correction.remarks)
+
+    def _wants(self, unit: Unit) -> bool:
+        return self._switch(unit) is not False
 
     def _switch(self, unit: Unit) -> object:
         return self._assignment.config_of(unit).correct_bias
@@ -90,7 +80,7 @@ class _Correction:
         axis = channel_axis(self.gm, unit)
         errors = torch.cat([_mean_error(w, g, axis) for w, g in zip(wanted, given, strict=True)])
         if len(errors) < 2:
-            self.refusals[root] = "bias not corrected: in a sample of one item, error and chance look the same"
+            self.refusals[root] = "bias not corrected: the sample has one item, and two are needed"
             return
         shift = _shrunk(errors)
         deviation = torch.cat([w.movedim(axis, 0).reshape(w.shape[axis], -1) for w in wanted], 1).std(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -12,38 +11,23 @@ from torch import fx
 from ...backends.ops.units import Unit
 from ...compiler.core.errors import StateError
 from ...compiler.core.progress import progress
-from ...compiler.execution.graphs import GraphCopy
-from ...compiler.execution.sample import Batch
 from ...compiler.execution.stepper import Stepper
-from ..analysis.assignment import Assignment
 from ..base import PassResult
-from .frozen_layers import frozen_layers, integer_weight
+from .frozen_layers import LayerAdjustment, integer_weight
 from .rounding_learner import RoundingLearner
 
 
-class LearnRounding:
-    """Not exact. Learns each layer whose ``rounding`` is "learned" once, in order, within the time budget.
-
-    Args:
-        exact: the graph in fp32, and its nodes by those of the frozen graph.
-        assignment: how the layers are quantized.
-        sample: calibration batches that may run at once.
-    """
+class LearnRounding(LayerAdjustment):
+    """Learns each layer whose ``rounding`` is "learned", in order, within the time budget."""
 
     name = "learn_rounding"
-    exact = False
-
-    def __init__(self, exact: GraphCopy, assignment: Assignment, sample: Sequence[Batch]) -> None:
-        self._exact, self._assignment, self._sample = exact, assignment, sample
-        self._done: set[fx.Node] = set()
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
-        layers = [u for u in frozen_layers(gm, self._assignment) if self._is_wanted(u)]
+        layers = self._next_layers(gm)
         if not layers:
             return PassResult(0)
         if torch.is_inference_mode_enabled():
             raise StateError("Learned rounding needs gradients: compile outside of torch.inference_mode().")
-        self._done.update(u.root for u in layers)
         refusals, remarks = dict[fx.Node, str](), dict[fx.Node, str]()
         calls = Counter(str(integer_weight(u).target) for u in layers)
         exact, rounded = Stepper(self._exact.module, self._sample), Stepper(gm, self._sample)
@@ -64,5 +48,5 @@ class LearnRounding:
                 rounded.change(unit.root.args[1], lambda _, w=learned: w)  # type: ignore[arg-type,misc]
         return PassResult(len(remarks), refusals, remarks)
 
-    def _is_wanted(self, unit: Unit) -> bool:
-        return unit.root not in self._done and self._assignment.config_of(unit).rounding == "learned"
+    def _wants(self, unit: Unit) -> bool:
+        return self._assignment.config_of(unit).rounding == "learned"

@@ -1,4 +1,4 @@
-"""Place observers behind int8 values, QuantStubs where fp32 enters an int8 region, DeQuantStubs where it leaves."""
+"""Place observers after int8 values, QuantStubs where fp32 enters an int8 region, DeQuantStubs where it leaves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class PlaceObservers:
 
 
 def _observed(gm: fx.GraphModule) -> set[fx.Node]:
-    """Values with an observer or a stub behind them, and those modules themselves."""
+    """Values with an observer or a stub after them, and those modules themselves."""
     found: set[fx.Node] = set()
     for node in gm.graph.nodes:
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -1,6 +1,6 @@
 r"""Bias absorption (Nagel et al. 2019, arXiv:1906.04721, section 4.1.3).
 
-If a channel behind a ReLU never falls below :math:`c > 0`, that part carries no signal, but widens the range. Because
+If a channel after a ReLU never falls below :math:`c > 0`, that part carries no signal, but widens the range. Because
 :math:`relu(x) - c = relu(x - c)` for all :math:`x \ge c`, it can move into the layer that reads the channel:
 
 .. math:: b_1' = b_1 - c, \qquad b_2' = b_2 + W_2 c.
@@ -69,7 +69,9 @@ class AbsorbBias:
         for unit in usable:
             seen = statistics[unit.output]
             if seen.count < VALUES and not self.forced(unit.root):
-                refusals[unit.root] = f"bias not absorbed: a sample of {seen.count} values per channel shows no floor"
+                refusals[unit.root] = (
+                    f"bias not absorbed: a sample of {seen.count} values per channel is too small to find a minimum"
+                )
                 continue
             floor = torch.where(seen.low > LEAST_SHARE * seen.high, seen.low, 0.0)
             if not floor.any():
@@ -96,7 +98,7 @@ class AbsorbBias:
                 return f"'{reader.name}' reads another axis"
             padding = getattr(layer, "padding", 0)
             if padding == "same" or (not isinstance(padding, str) and any(torch.tensor(padding).reshape(-1))):
-                return f"'{reader.name}' pads with zeros, which would have to be the constant"
+                return f"'{reader.name}' pads with zeros, where the constant would be missing"
             if weighted[reader].row.channel_axis == 1:
                 return f"'{reader.name}' is transposed: not every output reads every weight"
         return None

@@ -82,7 +82,7 @@ class FoldBatchNorm:
 
 @torch.no_grad()
 def fold(layer: nn.Module, bn: nn.Module, row: OpRow) -> None:
-    """Change ``layer`` so that it includes ``bn`` behind it, with running statistics."""
+    """Change ``layer`` so that it includes ``bn`` after it, with running statistics."""
     mean, var = bn.running_mean, bn.running_var
     assert isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)
     # In double: with a tiny variance fp32 would lose digits.

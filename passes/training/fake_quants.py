@@ -24,7 +24,7 @@ class Simulation:
     """The modules that simulate int8 in a graph.
 
     Attributes:
-        layers: layers by path, with the normalization behind them.
+        layers: layers by path, with the normalization after them.
         activations: fake-quants by the path of the observer that they replace.
         known: the observers of ranges that are known from the op, by path: training does not change those.
     """
@@ -74,7 +74,7 @@ class AttachLayers:
 
 
 def add_as(parent: nn.Module, name: str, child: nn.Module) -> str:
-    """Add ``child`` under ``name``, with underscores behind it if the name is taken. Returns the name."""
+    """Add ``child`` under ``name``, with underscores after it if the name is taken. Returns the name."""
     while hasattr(parent, name):
         name += "_"
     parent.add_module(name, child)

@@ -1,7 +1,7 @@
 r"""Layers of a model in training whose weights are rounded as for their int8 kernels.
 
-For inference, a batch normalization behind a layer is folded into it, so the folded weight must be rounded. But in
-training, the normalization uses the statistics of the batch, which are known only behind the layer. So the layer
+For inference, a batch normalization after a layer is folded into it, so the folded weight must be rounded. But in
+training, the normalization uses the statistics of the batch, which are known only after the layer. So the layer
 computes with :math:`round(g W)`, where :math:`g = \gamma / \sqrt{\sigma^2 + \epsilon}` has the running variance; its
 output is divided by :math:`g`, and then normalized (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2).
 With running statistics (in eval mode, or once the batch normalization is frozen) it is folded as for inference.
@@ -27,7 +27,7 @@ TINY = 1e-12  # a channel with a smaller gain is not divided by it
 
 
 class SimulatedLayer(nn.Module):
-    """A weighted layer with rounded weights, together with the batch normalization behind it.
+    """A weighted layer with rounded weights, together with the batch normalization after it.
 
     Both are modules of the model, which keep their names: they are not submodules of this one.
 
@@ -55,7 +55,7 @@ class SimulatedLayer(nn.Module):
 
     @property
     def norm(self) -> Any:
-        """The batch normalization behind it, or None."""
+        """The batch normalization after it, or None."""
         return self._own[1]
 
     @property

@@ -106,7 +106,7 @@ def test_batches_of_several_sizes() -> None:
         (images(), r"got Tensor\. Wrap a single batch in a list: calibration=\[batch\]"),
         ([()], "batch 0 .*needs input 'x'"),
         ([(images(), images(), images())], "batch 0 .*takes 1 inputs .*got 3"),
-        ([{"y": images()}], "batch 0 .*no free input named 'y'"),
+        ([{"y": images()}], "batch 0 .*no input named 'y'"),
         ([images(), {}], "batch 1 .*needs input 'x'"),
         ([images() * torch.nan], "batch 0 holds NaN or inf in input 'x'"),
         ([images(), images() / 0], "batch 1 holds NaN or inf in input 'x'"),

@@ -50,7 +50,7 @@ def test_the_last_layers_are_fp16_while_small() -> None:
         return nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 4))
 
     found = rows(dynamic(seeded(build)))
-    assert found["4"].precision == "fp16" and "next to the output" in found["4"].reason
+    assert found["4"].precision == "fp16" and "near the output" in found["4"].reason
     assert found["2"].precision == "int8 dynamic"
     asked = rows(dynamic(seeded(build), config=QuantConfig(overrides={"4": "dynamic"})))
     assert asked["4"].precision == "int8 dynamic"

@@ -94,10 +94,10 @@ def test_a_layer_without_bias_gets_one() -> None:
 def test_one_item_tells_nothing(choice: Any) -> None:
     model = nn.Sequential(nn.Conv2d(6, 8, 3)).eval()
     q = compiled(model, [offset(1, 6, 8, 8)], config=coarse(choice))
-    assert "bias not corrected: in a sample of one item" in q.report.rows[0].reason
+    assert "bias not corrected: the sample has one item" in q.report.rows[0].reason
     assert torch.equal(biases(q)["0.bias"], model.get_parameter("0.bias"))
     two = compiled(model, [offset(1, 6, 8, 8)] * 2, config=coarse(choice))
-    assert "a sample of one item" not in two.report.rows[0].reason
+    assert "the sample has one item" not in two.report.rows[0].reason
 
 
 def test_a_layer_called_twice_is_refused() -> None:

@@ -227,7 +227,9 @@ def test_shapes_and_lint_after_both() -> None:
 @pytest.mark.parametrize("scheme", ["static", "qat"])
 def test_a_norm_over_another_axis_that_happens_to_be_as_long_is_refused(scheme: Any) -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).eval()
-    with pytest.raises(fxquant.ModelError, match=r"normalizes axis 1 of \(4, 8, 8\), not the features"):
+    with pytest.raises(
+        fxquant.ModelError, match=r"normalizes axis 1 of a \(4, 8, 8\) tensor, which is not the feature axis"
+    ):
         fxquant.prepare(model, scheme=scheme, calibration=[torch.randn(4, 8, 6)])
 
 

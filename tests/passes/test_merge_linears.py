@@ -77,7 +77,7 @@ def test_only_layers_alike() -> None:
     [
         (lambda q, k, v, x: (q, mix(q, k, v, x)), [8, 12]),  # q is returned
         (lambda q, k, v, x: mix(torch.einsum("nij->nij", q), k, v, x), [8, 12]),  # not in the table
-        (lambda q, k, v, x: mix(q.unsqueeze(0).view_as(x), k, v, x), [8, 12]),  # behind a view
+        (lambda q, k, v, x: mix(q.unsqueeze(0).view_as(x), k, v, x), [8, 12]),  # after a view
     ],
 )
 def test_outputs_that_may_need_to_be_contiguous(read: Callable[..., Any], left: list[int]) -> None:

@@ -34,7 +34,7 @@ def test_replaced_only_on_request(as_relu: bool) -> None:
     found = compiled(model, [x], config=config).report.rows[0]
     assert found.op == ("conv2d + relu" if as_relu else "conv2d + relu6")
     assert ("was relu6 (relu6_as_relu=True)" in found.reason) == as_relu
-    # Only behind a relu can the first layer be equalized.
+    # Only after a relu can the first layer be equalized.
     assert ("equalized: weight range" in found.reason) == as_relu
     assert ("relu6 '_1' is not scale-equivariant" in found.reason) != as_relu
     assert torch.equal(model(x), nn.Sequential(first, nn.ReLU6(), second)(x))

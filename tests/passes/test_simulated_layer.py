@@ -1,4 +1,4 @@
-"""Layers that round their weights in training, with the batch normalization behind them."""
+"""Layers that round their weights in training, with the batch normalization after them."""
 
 from __future__ import annotations
 

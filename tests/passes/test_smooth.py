@@ -1,4 +1,4 @@
-"""Smoothing: exact in fp32, a clear gain behind an outlier channel, refused with a reason."""
+"""Smoothing: exact in fp32, a clear gain after an outlier channel, refused with a reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def outlier() -> nn.Sequential:
-    """One channel behind the norm is 100 times as wide as the others, and counts as much as they do."""
+    """One channel after the norm is 100 times as wide as the others, and counts as much as they do."""
     model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     with torch.no_grad():
         model.get_parameter("0.weight")[3] = 100

@@ -15,7 +15,7 @@ class X86Binding(Binding):
 
     Attributes:
         kernels: gives the candidates for a call; None for an op that works on integers as they are.
-        fused: the same for the op with another behind it, by the name of that op; nothing is rounded between them.
+        fused: the same for the op with another after it, by the name of that op; nothing is rounded between them.
     """
 
     kernels: Kernels | None = None

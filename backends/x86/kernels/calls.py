@@ -42,10 +42,10 @@ class Int8Call:
         node: the op in the program.
         inputs: its tensor inputs.
         out: qparams of the output; None if it is fp32.
-        clamp: bounds of the clamps behind it, which are part of the call.
+        clamp: bounds of the clamps after it, which are part of the call.
         weight, bias: of a layer; None for other ops.
         module: of an op with other parameters (a normalization, prelu).
-        epilogue: name and node of an op that is fused behind it, without a rounding between them.
+        epilogue: name and node of an op that is fused after it, without a rounding between them.
         packed: weights packed so far, by engine.
     """
 
@@ -118,7 +118,7 @@ def engines_for(call: Int8Call) -> tuple[str, ...]:
 
 
 def clamped(emitter: Emitter, call: Int8Call, node: fx.Node) -> fx.Node:
-    """``node`` behind the clamp of the call, unless saturation does the same."""
+    """``node`` after the clamp of the call, unless saturation does the same."""
     if call.clamp is None or call.result.clamps_to(*call.clamp):
         return node
     low, high = (None if abs(b) == float("inf") else b for b in call.clamp)

@@ -56,7 +56,7 @@ def in_fp32(call: Int8Call) -> Candidate:
 
 
 def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) -> Candidate:
-    """``inner`` behind the quantization of its fp32 inputs: the alternative to computing on unrounded inputs."""
+    """``inner`` after the quantization of its fp32 inputs: the alternative to computing on unrounded inputs."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         rounded = [emitter.quantize(x, k, channels_last=True) for x, k in zip(inputs, known, strict=True)]

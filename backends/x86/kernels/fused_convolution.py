@@ -1,4 +1,4 @@
-"""Convolutions with an op fused behind them."""
+"""Convolutions with an op fused after them."""
 
 from __future__ import annotations
 

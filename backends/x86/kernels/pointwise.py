@@ -101,7 +101,7 @@ def fixed(op: Any) -> Kernels:
 
 
 def elu(call: Int8Call) -> list[Candidate]:
-    """``quantized::elu``, whose parameter is behind the qparams."""
+    """``quantized::elu``, whose parameter is after the qparams."""
 
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         args = (call.result.scale, call.result.zero_point, call.kwargs.get("alpha", 1.0))

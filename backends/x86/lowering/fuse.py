@@ -43,7 +43,7 @@ def fuse(view: ProgramView, tuner: Tuner) -> int:
 
 
 def fused_call(view: ProgramView, first: Unit, second: Unit, link: fx.Node) -> Int8Call | None:
-    """``first`` with ``second`` behind it as one call; ``link`` is what ``second`` reads of ``first``."""
+    """``first`` with ``second`` after it as one call; ``link`` is what ``second`` reads of ``first``."""
     quantized = only_quantize(second.output)
     if quantized is None:
         return None

@@ -107,7 +107,7 @@ ALWAYS_APART: tuple[Body, ...] = (
     plain, two_blocks, pointless_conv, read_again, read_again_by_output, conv_reads_residual_through_view,
     residual_is_a_view, conv_on_itself, broadcast,
 )  # fmt: skip
-# The second reader of residual_is_input_twice may stand before the sum or behind it.
+# The second reader of residual_is_input_twice may stand before the sum or after it.
 NOT_FUSED: tuple[Body, ...] = (*ALWAYS_APART, residual_is_input_twice)
 
 

@@ -23,7 +23,7 @@ def test_models_of_the_zoo_train_and_agree_with_their_int8_form(name: str) -> No
     q = fxquant.prepare(settled(name), scheme="qat", calibration=calibration).train()
     q(*calibration[0]).square().mean().backward()
     assert [n for n, p in q.named_parameters() if p.grad is None] == []
-    assert "no layer differs by more than one step" in fxquant.convert(q).report.remark
+    assert "no layer differs by more than one quantization step" in fxquant.convert(q).report.remark
 
 
 class SqueezeExcite(nn.Module):

@@ -30,7 +30,7 @@ def test_training_lowers_the_loss_and_int8_keeps_it(scales: Any, weight: Any) ->
     done = fxquant.convert(q)
     x = images(4)
     assert sqnr(q.eval()(x), done(x)) > 30
-    assert "no layer differs by more than one step" in str(done)
+    assert "no layer differs by more than one quantization step" in str(done)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

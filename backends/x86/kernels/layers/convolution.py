@@ -44,7 +44,7 @@ class PointwiseConv(DynamicLinear):
             if stride > 1:
                 given = torch.ops.aten.slice(given, i - axes, None, None, stride)
         result = self.product(given.movedim(-axes - 1, -1)).movedim(-1, -axes - 1)
-        # The memory layout that the float layer gives: a view behind it may need it.
+        # The memory layout that the float layer gives: a view after it may need it.
         if axes == 2 and input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last):
             return result
         return result.contiguous()

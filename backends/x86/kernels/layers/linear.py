@@ -26,7 +26,7 @@ def packed_linear(weight: IntegerWeight | Tensor, bias: Tensor | None) -> Any:
 
 
 class DynamicLinear(DynamicLayer):
-    """``nn.Linear``, with the ReLU behind it if the specification has one: (..., in) to (..., out)."""
+    """``nn.Linear``, with the ReLU after it if the specification has one: (..., in) to (..., out)."""
 
     def __init__(self, spec: DynamicSpec) -> None:
         half = "_fp16" if spec.dtype == torch.float16 else ""

@@ -96,7 +96,7 @@ class DynamicRecurrent(DynamicLayer):
         return hx
 
     def _run(self, data: Tensor, sizes: list[int], state: State) -> tuple[Tensor, State]:
-        """All layers over the steps in ``data``, which are one behind the other, with ``sizes`` rows each."""
+        """All layers over the steps in ``data``, which are one after the other, with ``sizes`` rows each."""
         first, *more = state if self.is_lstm else (state,)
         ends: list[tuple[Tensor, ...]] = []
         for i in range(self.num_layers):
