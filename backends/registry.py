@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Literal, get_args
 
+from ..compiler.core.errors import ConfigError
 from ..compiler.core.messages import check_choice
 from .base.backend import Backend, Target
 
@@ -17,6 +18,7 @@ Executor = Literal["auto", "eager", "torchscript"]
 
 DEFAULT: BackendName = "x86"
 PACKAGES: dict[str, str] = {name: f"{__package__}.{name}" for name in get_args(BackendName)}
+_MEMBERS = (*Backend.__annotations__, *(name for name in vars(Backend) if not name.startswith("_")))
 
 
 def create_backend(name: str = DEFAULT, target: Target | None = None, executor: str = "auto") -> Backend:
@@ -27,5 +29,15 @@ def create_backend(name: str = DEFAULT, target: Target | None = None, executor: 
     """
     check_choice("backend", name, PACKAGES)
     check_choice("executor", executor, get_args(Executor))
-    backend: Backend = import_module(PACKAGES[name]).create(target, executor)
+    if target is not None and not isinstance(target, Target):
+        raise ConfigError(f"target must be a Target, got {type(target).__name__}.")
+    package = import_module(PACKAGES[name])
+    if not hasattr(package, "create"):
+        raise ConfigError(f"Backend {name!r}: {package.__name__} has no function create(target, executor).")
+    backend: Backend = package.create(target, executor)
+    missing = [member for member in _MEMBERS if not hasattr(backend, member)]
+    if missing:
+        raise ConfigError(
+            f"Backend {name!r}: the {type(backend).__name__} that create() returned has no {missing[0]!r}."
+        )
     return backend

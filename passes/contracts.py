@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import torch
 from torch import Tensor, fx
 
 from ..compiler.core.errors import ContractError
+from ..compiler.core.tensors import tensors_of
+from ..compiler.execution.batches import run_batch
 from ..compiler.execution.replay import Replay
 from ..compiler.execution.sample import Batch
 from ..compiler.numerics.metrics import sqnr
@@ -15,17 +21,21 @@ EXACT = 80.0  # dB: fp32 rounding of a deep network leaves more
 
 
 class ContractCheck:
-    """What a graph computes before a pass; call :meth:`verify` after it.
+    """What a graph is and computes before a pass; call :meth:`verify` after it.
 
     Args:
         step: the pass.
         gm: the graph.
-        example: a batch; without it only the form of the graph is checked.
+        example: a batch. Without it only the form of the graph is checked, and a copy of it is kept for
+            :meth:`verify_outputs`.
     """
 
     def __init__(self, step: Pass, gm: fx.GraphModule, example: Batch | None) -> None:
         self.step, self.gm, self.example = step, gm, example
-        self._before = self._run()
+        self.original = copy.deepcopy(gm).eval() if example is None else None
+        self._before = None if example is None else _replay(gm, example)
+        self._modes = {module: module.training for module in gm.modules()}
+        self._random = torch.get_rng_state()
 
     def verify(self, result: PassResult) -> None:
         """Check the graph after the pass, and run the pass once more.
@@ -33,21 +43,53 @@ class ContractCheck:
         Raises:
             ContractError: names the pass and what it broke.
         """
+        self._check_result(result)
+        self._check_state()
         self._check_form()
-        after = self._run()
-        if self._before is not None and after is not None:
-            self._check_values(self._before, after)
-        if result.rewrites < 0:
-            raise self._broken(f"reports {result.rewrites} rewrites")
-        again = self.step(self.gm)
-        if again.rewrites:
-            raise self._broken(f"rewrites {again.rewrites} more places in a second run")
+        if self._before is not None:
+            after = self._run(self.gm)
+            self._check_shapes(self._before, after)
+            self._check_outputs(self._before.output, after.output)
+        code = self.gm.code
+        again = self.step(self.gm).rewrites
+        if again:
+            raise self._broken(f"rewrites {again} more places in a second run")
+        if self.gm.graph.python_code("self").src != code:
+            raise self._broken("changes the graph in a second run")
 
-    def _run(self) -> Replay | None:
-        if self.example is None:
-            return None
-        with observers_paused(self.gm):
-            return Replay(self.gm, self.example)
+    def verify_outputs(self, example: Batch, after: fx.GraphModule) -> None:
+        """Check the outputs of a pass that ran before there was an example; ``after`` is the graph behind it.
+
+        Raises:
+            CalibrationError: the graph before the pass fails on the example.
+            ContractError: names the pass and what it broke.
+        """
+        original = self.original
+        assert original is not None
+        before = run_batch(lambda *args, **kwargs: _replay(original, (args, kwargs)), example)
+        self.example = example
+        self._check_outputs(before.output, self._run(after).output)
+
+    def _run(self, gm: fx.GraphModule) -> Replay:
+        assert self.example is not None
+        try:
+            return _replay(gm, self.example)
+        except Exception as error:
+            raise self._broken(f"leaves a graph that does not run: {error}") from error
+
+    def _check_result(self, result: PassResult) -> None:
+        if not isinstance(result, PassResult):
+            raise self._broken(f"returns {type(result).__name__}, not a PassResult")
+        if not isinstance(result.rewrites, int) or result.rewrites < 0:
+            raise self._broken(f"reports {result.rewrites!r} rewrites")
+        if not all(isinstance(node, fx.Node) for node in (*result.refusals, *result.remarks)):
+            raise self._broken("has remarks or refusals whose keys are no nodes")
+
+    def _check_state(self) -> None:
+        if not torch.equal(torch.get_rng_state(), self._random):
+            raise self._broken("changes the state of torch's random number generator")
+        if any(module.training != mode for module, mode in self._modes.items()):
+            raise self._broken("changes the training mode of a module")
 
     def _check_form(self) -> None:
         try:
@@ -57,15 +99,29 @@ class ContractCheck:
         if self.gm.graph.python_code("self").src != self.gm.code:
             raise self._broken("leaves code that does not match the graph: it must call recompile()")
 
-    def _check_values(self, before: Replay, after: Replay) -> None:
+    def _check_outputs(self, before: Any, after: Any) -> None:
+        was, now = ([(t.dtype, tuple(t.shape)) for t in tensors_of(output)] for output in (before, after))
+        if was != now:
+            raise self._broken(f"changes the outputs from {was} to {now}")
+        if not self.step.exact:
+            return
+        pairs = zip(tensors_of(before), tensors_of(after), strict=True)
+        if not all(torch.equal(a, b) for a, b in pairs if not a.is_floating_point()):
+            raise self._broken("claims to be exact, but changes an integer output")
+        left = sqnr([before], [after])
+        if left < EXACT:
+            raise self._broken(f"claims to be exact, but changes the output: {left:.1f} dB are left")
+
+    def _check_shapes(self, before: Replay, after: Replay) -> None:
         for node in self.gm.graph.nodes:
             was, now = before.values.get(node), after.values.get(node)
             if isinstance(was, Tensor) and isinstance(now, Tensor) and was.shape != now.shape:
                 raise self._broken(f"changes the shape of '{node.name}' from {tuple(was.shape)} to {tuple(now.shape)}")
-        if self.step.exact:
-            left = sqnr([before.output], [after.output])
-            if left < EXACT:
-                raise self._broken(f"claims to be exact, but changes the output: {left:.1f} dB are left")
 
     def _broken(self, what: str) -> ContractError:
         return ContractError(f"Pass '{self.step.name}' {what}.")
+
+
+def _replay(gm: fx.GraphModule, example: Batch) -> Replay:
+    with observers_paused(gm):
+        return Replay(gm, example)

@@ -28,7 +28,7 @@ class PassRunner:
         debug: check the contract of every pass.
         keep_snapshots: keep the text of the graph after every step.
         probe: called after every step with its name and the graph.
-        example: a batch to check contracts with, once there is one.
+        example: a batch to check contracts with, once there is one (:meth:`begin`).
         notes: remarks and refusals, by node.
         snapshots: the text of the graph by step.
     """
@@ -39,6 +39,7 @@ class PassRunner:
     example: Batch | None = None
     notes: dict[fx.Node, str] = field(default_factory=dict)
     snapshots: dict[str, str] = field(default_factory=dict)
+    _unchecked: list[ContractCheck] = field(default_factory=list)
 
     def run(self, step: Pass, gm: fx.GraphModule, wanted: Callable[[fx.Node], bool] = _every) -> PassResult:
         """Run a pass, and keep its remarks, and its refusals for the nodes that are ``wanted``.
@@ -51,12 +52,28 @@ class PassRunner:
             result = step(gm)
         if check is not None:
             check.verify(result)
+            if check.original is not None:
+                self._unchecked.append(check)
         self.note(result.remarks)
         self.note({node: text for node, text in result.refusals.items() if wanted(node)})
         if result.rewrites:
             log.info("%s: %d", step.name, result.rewrites)
         self.snapshot(step.name, gm)
         return result
+
+    def begin(self, gm: fx.GraphModule, example: Batch) -> None:
+        """There is an example from now on. With :attr:`debug`, check on it what the passes so far computed.
+
+        Raises:
+            CalibrationError: forward() fails on the example.
+            ContractError: a pass broke its contract.
+        """
+        self.example = example
+        after = [*(check.original for check in self._unchecked[1:]), gm]
+        for check, graph in zip(self._unchecked, after, strict=False):
+            assert graph is not None
+            check.verify_outputs(example, graph)
+        self._unchecked.clear()
 
     def note(self, texts: Mapping[fx.Node, str]) -> None:
         """Add texts for the report."""
@@ -72,4 +89,4 @@ class PassRunner:
 
     def on_copy(self, of: Mapping[fx.Node, fx.Node]) -> PassRunner:
         """A runner for a copy of the graph; ``of`` has the nodes of the copy by those of the graph."""
-        return replace(self, notes=with_nodes(self.notes, of), snapshots=dict(self.snapshots))
+        return replace(self, notes=with_nodes(self.notes, of), snapshots=dict(self.snapshots), _unchecked=[])

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from ...compiler.core.errors import StateError
 from ...compiler.execution.graphs import copy_graph, with_nodes
 from ...compiler.execution.sample import Batch
 from ...compiler.execution.shapes import ValueInfo, value_infos
 from .dynamic_layer import DynamicLayer, ReferenceLayer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrozenProgram:
     """A quantized model as plain data: what a backend lowers, and what a file or an exporter needs.
 
@@ -37,6 +38,13 @@ class FrozenProgram:
     example: Batch
     fp32: frozenset[fx.Node] = frozenset()
     keep_roundings: bool = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenProgram:
+        """A copy of the graph; tensors are shared, as nothing may change them."""
+        return copy_program(self).program
+
+    def __reduce__(self) -> Any:
+        raise StateError("A frozen program cannot be pickled. Keep the float model, and compile it again.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph in plain torch ops."""

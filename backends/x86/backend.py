@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ...compiler.core.errors import ConfigError
 from ...compiler.core.messages import check_choice
 from ...compiler.core.progress import log, stage
 from ..base.backend import Latencies, Lowered, Target
@@ -53,8 +52,6 @@ class X86Backend:
 
     def __init__(self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None) -> None:
         swallow_deprecation_warning()
-        if target is not None and not isinstance(target, Target):
-            raise ConfigError(f"target must be a Target, got {type(target).__name__}.")
         check_choice("executor", executor, EXECUTORS)
         self.target = target or detect_target()
         self.affine_weight_limit = None if self.target.vnni else AFFINE_LIMIT

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from .errors import ConfigError
+
 Item = TypeVar("Item")
 
 log = logging.getLogger("fxquant")
@@ -22,7 +24,13 @@ _verbose: ContextVar[bool | None] = ContextVar("fxquant_verbose", default=None)
 
 @contextmanager
 def verbosity(verbose: bool | None) -> Iterator[None]:
-    """Within it, show bars and decisions as ``verbose`` asks: True always, False never, None bars on a terminal."""
+    """Within it, show bars and decisions as ``verbose`` asks: True always, False never, None bars on a terminal.
+
+    Raises:
+        ConfigError: ``verbose`` is none of these.
+    """
+    if verbose is not None and not isinstance(verbose, bool):
+        raise ConfigError(f"verbose is {verbose!r}; it must be True, False or None.")
     if verbose is None:  # an outer call has decided
         yield
         return

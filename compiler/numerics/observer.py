@@ -37,6 +37,8 @@ class Observer(nn.Module, Quantized):
 
     def __init_subclass__(cls, name: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
+        if name in cls.named:
+            raise ValueError(f"There is an observer named {name!r} already: {cls.named[name].__name__}.")
         if name:
             cls.named[name] = cls
 
@@ -73,7 +75,7 @@ class Observer(nn.Module, Quantized):
         self.count += 1
 
     def _update(self, x: Tensor, low: float, high: float) -> None:
-        """Update the statistics of a subclass."""
+        """Update the statistics of a subclass by a batch. ``count`` is that of the batches before it."""
 
     def _update_channels(self, x: Tensor) -> None:
         self.dims = x.dim()
@@ -85,6 +87,8 @@ class Observer(nn.Module, Quantized):
         """Add the statistics of ``other``, an observer of the same class."""
         if type(self) is not type(other):
             raise TypeError(f"cannot merge {type(other).__name__} into {type(self).__name__}")
+        if type(self)._update is not Observer._update and type(self)._merge is Observer._merge:
+            raise NotImplementedError(f"{type(self).__name__} has statistics of its own, so it must define _merge().")
         self._merge(other)
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.count += other.count
@@ -92,10 +96,10 @@ class Observer(nn.Module, Quantized):
             self.channel_high = _highest(self.channel_high, other.channel_high)
 
     def _merge(self, other: Observer) -> None:
-        """Merge the statistics of a subclass. Called before the extremes are merged."""
+        """Merge the statistics of a subclass. Called before the extremes and ``count`` are merged."""
 
     def range(self) -> tuple[float, float]:
-        """The lowest and highest value to represent."""
+        """The lowest and highest value to represent, two finite numbers. Called only after something was seen."""
         return self.low, self.high
 
     def qparams(self, qmin: int = 0, qmax: int = 255) -> QParams:
@@ -109,7 +113,12 @@ class Observer(nn.Module, Quantized):
                 f"'{self.label}' got no value during calibration. Use batches that reach it, or leave it in fp32 by an "
                 "override."
             )
-        return self.qparams_of(*self.range(), qmin, qmax)
+        low, high = self.range()
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(
+                f"{type(self).__name__}.range() returned ({low}, {high}), not a finite lowest and highest value."
+            )
+        return self.qparams_of(low, high, qmin, qmax)
 
     def qparams_of(self, low: float, high: float, qmin: int = 0, qmax: int = 255) -> QParams:
         """Parameters that cover ``[low, high]``; symmetric if the observer is."""

@@ -61,6 +61,8 @@ class QuantizedModule(nn.Module, Quantized):
     def program(self) -> FrozenProgram:
         """The frozen program: float ops between quantize and dequantize, integer weights; it depends on no backend.
 
+        Do not change it: its tensors may be those that run.
+
         Raises:
             StateError: the module still calibrates, or the model was not traced.
         """

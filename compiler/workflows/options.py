@@ -27,7 +27,7 @@ class Options:
         probe: called after every step with its name and the graph.
 
     Raises:
-        ConfigError: ``config`` is not a QuantConfig.
+        ConfigError: an option has the wrong type.
     """
 
     backend: Backend
@@ -40,3 +40,6 @@ class Options:
     def __post_init__(self) -> None:
         if not isinstance(self.config, QuantConfig):
             raise ConfigError(f"config must be a QuantConfig, got {type(self.config).__name__}.")
+        for name in ("snapshots", "debug"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")

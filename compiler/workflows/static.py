@@ -86,8 +86,8 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
     """
     gm, runner, options = captured.gm, captured.runner, captured.options
     # First, so that a batch that does not fit changes nothing.
+    runner.begin(gm, sample[0])
     values = run_batch(lambda *args, **kwargs: value_infos(gm, (args, kwargs)), sample[0])
-    runner.example = sample[0]
     for node in captured.folded_linears:
         if node in values and len(values[node].shape) != 2:
             raise ModelError(

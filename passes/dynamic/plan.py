@@ -104,7 +104,7 @@ def refusal(layer: nn.Module, dtype: torch.dtype, backend: Backend) -> str | Non
         return f"fxquant knows no layer {type(layer).__name__}"
     binding = binding_of(backend, row)
     if binding.dynamic is None:
-        known = ", ".join(name for name, b in backend.bindings.items() if b.dynamic is not None)
+        known = ", ".join(name for name, b in backend.bindings.items() if b.dynamic is not None) or "no layer"
         return f"no kernel for {row.name} with {str(dtype).removeprefix('torch.')} weights; there are for {known}"
     names = weight_names(layer)
     if any(name.endswith(("_orig", "_g", "_v")) for name in names):

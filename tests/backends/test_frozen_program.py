@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant import StateError
 from fxquant.backends.base.program import FrozenProgram, copy_program
 from fxquant.backends.registry import create_backend
 from fxquant.compiler.core.tensors import tensors_of
 from fxquant.passes.dynamic.layer_maker import LayerMaker
-from tests.compiler.toys import Lambda, images, sqnr
+from tests.compiler.toys import Lambda, compiled, images, small, sqnr
 
 
 def state(program: FrozenProgram) -> tuple[str, dict[str, Tensor]]:
@@ -97,3 +100,16 @@ def test_layers_are_made_once() -> None:
 
     layer, request = nn.Linear(8, 4), LayerRequest(torch.int8, fxquant.QuantConfig())
     assert maker.make(layer, request, relu=False) is maker.make(layer, request, relu=False)
+
+
+def test_a_copy_has_nodes_of_its_own_and_runs_alike() -> None:
+    program = compiled(small()).program
+    twin = copy.deepcopy(program)
+    x = images()
+    assert torch.equal(twin(x), program(x)) and twin != program
+    assert {n.graph for n in (*twin.fp32, *twin.values)} <= {twin.module.graph}
+
+
+def test_it_cannot_be_pickled() -> None:
+    with pytest.raises(StateError, match="cannot be pickled"):
+        pickle.dumps(compiled(small()).program)

@@ -36,3 +36,22 @@ def test_an_unknown_backend_is_refused_by_name() -> None:
 @pytest.mark.parametrize("name", registry.PACKAGES)
 def test_every_name_has_a_package(name: str) -> None:
     assert registry.create_backend(name).name == name
+
+
+def test_a_package_without_create_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.PACKAGES, "toy", "tests.backends")
+    with pytest.raises(ConfigError, match=r"'toy': tests.backends has no function create\(target, executor\)"):
+        registry.create_backend("toy")
+
+
+def test_an_object_that_is_no_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.backends.toy.create", lambda target, executor: object())
+    monkeypatch.setitem(registry.PACKAGES, "toy", "tests.backends.toy")
+    with pytest.raises(ConfigError, match=r"'toy': the object that create\(\) returned has no 'name'"):
+        registry.create_backend("toy")
+
+
+@pytest.mark.parametrize("name", registry.PACKAGES)
+def test_a_target_of_another_type_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="target must be a Target, got str"):
+        registry.create_backend(name, cast(Any, "avx2"))

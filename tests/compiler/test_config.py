@@ -123,7 +123,7 @@ def test_override_changes_the_weights_of_its_part_only() -> None:
     assert largest == [127, 7, 127]
 
 
-@pytest.mark.parametrize("observer", ["histogram", "minmax", "moving_average", "percentile", "entropy"])
+@pytest.mark.parametrize("observer", OBSERVERS)
 @pytest.mark.parametrize("activation", ["per_tensor_affine", "per_tensor_symmetric"])
 def test_every_observer_gives_a_usable_model(observer: Any, activation: Any) -> None:
     model = small()
@@ -150,3 +150,9 @@ def test_a_config_of_another_type() -> None:
 
 def test_every_observer_that_can_be_chosen_exists() -> None:
     assert set(OBSERVERS) == set(OBSERVER_CLASSES)
+
+
+@pytest.mark.parametrize("name", ["verbose", "debug", "snapshots"])
+def test_switches_are_bools(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is 'yes'; it must be True"):
+        compiled(small(), **{name: "yes"})

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fxquant.compiler.numerics.observer import Observer
 from fxquant.compiler.numerics.observers import HistogramObserver
 from fxquant.compiler.numerics.ranges import mse_range
 
@@ -133,3 +136,22 @@ def test_moving_average_merges_by_number_of_batches() -> None:
     one = observed("moving_average", torch.tensor([0.0, 3.0]))
     one.merge(observed("moving_average", torch.tensor([0.0, 6.0]), torch.tensor([0.0, 6.0])))
     assert one.range() == pytest.approx((0.0, 5.0))
+
+
+def test_names_are_taken_once() -> None:
+    with pytest.raises(ValueError, match="named 'minmax' already: MinMaxObserver"):
+        type("Second", (Observer,), {}, name="minmax")
+
+
+@pytest.mark.parametrize("found", [(3.0, -3.0), (0.0, math.inf), (math.nan, 1.0)])
+def test_a_range_that_is_none_is_refused(found: tuple[float, float]) -> None:
+    observer = type("Odd", (Observer,), {"range": lambda self: found})("value")
+    observer(torch.ones(3))
+    with pytest.raises(ValueError, match=r"Odd.range\(\) returned"):
+        observer.qparams()
+
+
+def test_statistics_that_cannot_be_merged_are_refused() -> None:
+    kind = type("Sums", (Observer,), {"_update": lambda self, x, low, high: None})
+    with pytest.raises(NotImplementedError, match="Sums has statistics of its own"):
+        kind("value").merge(kind("value"))

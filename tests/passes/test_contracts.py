@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import fxquant
 from fxquant import ContractError, QuantConfig
 from fxquant.passes.base import PassResult
+from fxquant.passes.rewrites.eliminate_noops import EliminateNoops
 from fxquant.passes.runner import PassRunner
 from tests.compiler.toys import images, normalized, small
 from tests.models import ZOO, batches, settled
@@ -75,6 +76,51 @@ def changes_a_shape(gm: fx.GraphModule) -> int:
     return 0
 
 
+def output_of(gm: fx.GraphModule) -> fx.Node:
+    return next(n for n in gm.graph.nodes if n.op == "output")
+
+
+def through(gm: fx.GraphModule, function: Callable[..., Any], *args: Any) -> int:
+    """Put a function in front of the output, unless it is there."""
+    output = output_of(gm)
+    given: Any = output.args[0]
+    if given.target is not function:
+        with gm.graph.inserting_before(output):
+            output.args = (gm.graph.call_function(function, (given, *args)),)
+        gm.recompile()
+    return 0
+
+
+def changes_the_dtype(gm: fx.GraphModule) -> int:
+    return through(gm, torch.Tensor.double)
+
+
+def does_not_run(gm: fx.GraphModule) -> int:
+    return through(gm, torch.reshape, (3, 3, 3))
+
+
+def changes_the_mode(gm: fx.GraphModule) -> int:
+    gm.get_submodule(str(first_layer(gm).target)).train()
+    return 0
+
+
+def draws_numbers(gm: fx.GraphModule) -> int:
+    torch.rand(1)
+    return 0
+
+
+def changes_again(gm: fx.GraphModule) -> int:
+    output = output_of(gm)
+    with gm.graph.inserting_before(output):
+        output.args = (gm.graph.call_function(torch.clone, (output.args[0],)),)
+    gm.recompile()
+    return 0
+
+
+def counts_in_words(gm: fx.GraphModule) -> Any:
+    return "one"
+
+
 @pytest.mark.parametrize(
     ("rewrite", "message"),
     [
@@ -83,6 +129,12 @@ def changes_a_shape(gm: fx.GraphModule) -> int:
         (forgets_to_recompile, r"it must call recompile\(\)"),
         (breaks_the_order, "does not lint"),
         (changes_a_shape, r"changes the shape of '\w+' from"),
+        (changes_the_dtype, r"changes the outputs from .*float32.* to .*float64"),
+        (does_not_run, "leaves a graph that does not run: shape"),
+        (changes_the_mode, "changes the training mode"),
+        (draws_numbers, "changes the state of torch's random number generator"),
+        (changes_again, "changes the graph in a second run"),
+        (counts_in_words, "reports 'one' rewrites"),
     ],
 )
 def test_a_pass_that_lies_is_found(rewrite: Callable[[fx.GraphModule], int], message: str) -> None:
@@ -92,6 +144,39 @@ def test_a_pass_that_lies_is_found(rewrite: Callable[[fx.GraphModule], int], mes
     runner = PassRunner(debug=True, example=((images(),), {}))
     with pytest.raises(ContractError, match=f"Pass 'lying' .*{message}"):
         runner.run(Lying(rewrite), gm)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [(None, "returns NoneType, not a PassResult"), (PassResult(0, {"conv": "?"}), "keys are no nodes")],  # type: ignore[dict-item]
+)
+def test_a_result_of_the_wrong_kind_is_found(result: Any, message: str) -> None:
+    runner = PassRunner(debug=True, example=((images(),), {}))
+    with pytest.raises(ContractError, match=message):
+        runner.run(type("Wrong", (Lying,), {"__call__": lambda self, gm: result})(never_ends), normalized(small()))
+
+
+def test_a_changed_integer_output_is_found() -> None:
+    class Wrong(Lying):
+        def __call__(self, gm: fx.GraphModule) -> PassResult:
+            node: Any = output_of(gm).args[0]
+            node.target = torch.argmin
+            gm.recompile()
+            return PassResult(0)
+
+    gm = normalized(small())
+    through(gm, torch.argmax, 1)
+    with pytest.raises(ContractError, match="changes an integer output"):
+        PassRunner(debug=True, example=((images(),), {})).run(Wrong(never_ends), gm)
+
+
+def test_a_lie_before_there_is_data_is_found_in_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lying(self: EliminateNoops, gm: fx.GraphModule) -> PassResult:
+        return PassResult(scales_a_weight(gm))
+
+    monkeypatch.setattr(EliminateNoops, "__call__", lying)
+    with pytest.raises(ContractError, match="Pass 'eliminate_noops' claims to be exact"):
+        fxquant.compile(small(), calibration=[images()], backend="reference", debug=True)
 
 
 def test_an_honest_pass_is_not_accused() -> None:

@@ -11,6 +11,7 @@ from fxquant.backends.base.binding import Binding
 from fxquant.backends.base.dynamic_layer import DynamicLayer
 from fxquant.backends.base.program import FrozenProgram, copy_program
 from fxquant.backends.ops.units import match_units
+from fxquant.compiler.core.tensors import total_bytes
 
 
 class ToyBackend:
@@ -47,7 +48,9 @@ class ToyBackend:
         copied = copy_program(program, layers)
         units = match_units(copied.program.module).units
         choices = {u.root: KernelChoice(f"toy::{u.row.name}") for u in units if u.root not in copied.program.fp32}
-        return Lowered(copied.program.module, copied.program, copied.of, choices, 0)
+        return Lowered(
+            copied.program.module, copied.program, copied.of, choices, total_bytes(copied.program.module.buffers())
+        )
 
 
 def create(target: Target | None, executor: str) -> Backend:

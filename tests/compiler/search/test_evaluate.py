@@ -84,8 +84,8 @@ def test_nan_on_a_mix_is_not_within_any_budget() -> None:
         ({"seed": -1}, "seed is -1"),
         ({"seed": "a"}, "seed is 'a'"),
         ({"resume": 3}, "resume is 3"),
-        ({"resume": "x" * 300}, "cannot be kept in x"),
-        ({"resume": "/no/such/folder/file"}, "cannot be kept in /no/such/folder/file"),
+        ({"resume": "x" * 300}, "cannot be saved to x"),
+        ({"resume": "/no/such/folder/file"}, "cannot be saved to /no/such/folder/file"),
         ({"evaluate": 3}, "evaluate must be a function of a module, got int"),
     ],
 )
