@@ -94,7 +94,7 @@ def test_a_failed_call_does_not_spoil_later_ones() -> None:
 
 def test_freeze_twice() -> None:
     q = compiled(small())
-    with pytest.raises(StateError, match="frozen already"):
+    with pytest.raises(StateError, match="compiled already"):
         q.freeze()
 
 
