@@ -58,7 +58,7 @@ class ContractCheck:
             raise self._broken("changes the graph in a second run")
 
     def verify_outputs(self, example: Batch, after: fx.GraphModule) -> None:
-        """Check the outputs of a pass that ran before there was an example; ``after`` is the graph behind it.
+        """Check the outputs of a pass that ran before there was an example; ``after`` is the graph after it.
 
         Raises:
             CalibrationError: the graph before the pass fails on the example.
