@@ -136,7 +136,11 @@ def test_one_subclass_of_the_interpreter() -> None:
     assert [module_of(p) for p in found] == ["compiler.execution.visitor"]
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))], ids=str)
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *(p for folder in ("tests", "benchmarks", "examples") for p in sorted((ROOT / folder).rglob("*.py")))],
+    ids=str,
+)
 def test_no_file_is_longer_than_250_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 250
 

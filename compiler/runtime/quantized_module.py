@@ -32,7 +32,7 @@ class QuantizedModule(nn.Module, Quantized):
         self._compiled = source if isinstance(source, Compiled) else None
 
     def freeze(self) -> QuantizedModule:
-        """End calibration and lower to int8. Returns self.
+        """End calibration and compile to int8, as :func:`fxquant.convert` does. Returns self.
 
         Raises:
             StateError: it is frozen already, or has seen no data.

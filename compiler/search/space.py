@@ -80,7 +80,7 @@ class Space:
                 reasons[name] = SLOWER
             else:
                 why = FOR_ACCURACY if self.costs.total(mix | {name}) < now else AROUND
-                reasons[name] = f"{why}; this op alone in int8 leaves {alone[name]:.1f} dB"
+                reasons[name] = f"{why}; with only this op in int8, the output has {alone[name]:.1f} dB"
         return reasons
 
     def compiled(self, mix: Mix) -> QuantizedModule:

@@ -66,7 +66,7 @@ class LayerMaker:
         compiled = make(spec)
         decibels = layer_sqnr(spec, compiled)
         if decibels < LEAST_SQNR:
-            return f"its {compiled.kernel} is at {decibels:.0f} dB on random inputs; {LEAST_SQNR} dB are required"
+            return f"its {compiled.kernel} has {decibels:.0f} dB on random inputs, and {LEAST_SQNR} dB are required"
         made = MadeLayer(ReferenceLayer(spec), compiled)
         self.compiled[made.reference] = compiled
         return made

@@ -88,7 +88,7 @@ class AbsorbBias:
     ) -> str | None:
         for node in (unit.root, *unit.output.users):
             if node not in weighted:
-                return f"'{node.name}' reads it, which is no convolution or linear layer"
+                return f"its reader '{node.name}' is no convolution or linear layer"
             reason = sharing.reason(modules[str(node.target)], str(node.target)) or self.refuse(node)
             if reason:
                 return reason

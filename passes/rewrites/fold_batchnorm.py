@@ -45,7 +45,7 @@ class FoldBatchNorm:
             layer = bn.args[0]
             layer_row = OPS.of(layer, modules) if layer.op == "call_module" else None
             if layer_row is None or not layer_row.weighted or layer_row.output is Output.WEIGHT_ONLY:
-                refusals[bn] = f"not folded: reads '{layer.name}', which is no convolution or linear layer"
+                refusals[bn] = f"not folded: the op before it, '{layer.name}', is no convolution or linear layer"
                 continue
             shared = sharing.reason(modules[str(layer.target)], str(layer.target))
             reason = self._refusal(layer, modules[str(layer.target)], modules[str(bn.target)], shared)

@@ -110,8 +110,8 @@ REFUSED: list[tuple[Forward, nn.Module, str]] = [
     (chain, square(padding=(0, 1)), "'b' pads with zeros"),
     (chain, square(padding="same"), "'b' pads with zeros"),
     (chain, square(nn.ConvTranspose2d), "'b' is transposed"),
-    (relu_reader, square(), "'sigmoid' reads it"),
-    (at_the_end, square(), "'output' reads it"),
+    (relu_reader, square(), "its reader 'sigmoid' is no convolution"),
+    (at_the_end, square(), "its reader 'output' is no convolution"),
     (called_twice, square(), "layer 'a' is used 2 times"),
     (reader_twice, square(), "layer 'b' is used 2 times"),
 ]

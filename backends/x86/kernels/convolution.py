@@ -63,9 +63,9 @@ def conv_transpose(dims: int) -> Kernels:
         found = [*direct(call), in_fp32(call)]
         assert call.weight is not None
         window = list(call.weight.integers.shape[2:])
-        apart = window == call.option("stride", 1, dims) and len(set(window)) == 1 and window[0] > 1
+        disjoint = window == call.option("stride", 1, dims) and len(set(window)) == 1 and window[0] > 1
         plain = not any(call.option("padding", 0, dims) + call.option("output_padding", 0, dims))
-        if dims == 2 and apart and plain and set(call.option("dilation", 1, dims)) == {1}:
+        if dims == 2 and disjoint and plain and set(call.option("dilation", 1, dims)) == {1}:
             found += [_shuffled(call, engine, window[0]) for engine in engines_for(call)]
         return found
 

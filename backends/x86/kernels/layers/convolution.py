@@ -22,11 +22,11 @@ def refuse_window(module: nn.Module) -> str | None:
     conv: Any = module
     if all(k == 1 for k in conv.kernel_size) and conv.groups == 1 and not any(padding_of(conv)):
         return None
-    return "only convolutions with a window of 1, one group and no padding: torch's dynamic ones clip (pytorch#70480)"
+    return "only for kernel size 1, one group and no padding: torch's other dynamic convolutions clip (pytorch#70480)"
 
 
 class PointwiseConv(DynamicLinear):
-    """``nn.Conv1d`` to ``nn.Conv3d`` with a window of 1 and one group: (N, in, *) to (N, out, *), N optional."""
+    """``nn.Conv1d`` to ``nn.Conv3d`` with kernel size 1 and one group: (N, in, *) to (N, out, *), N optional."""
 
     def __init__(self, spec: DynamicSpec) -> None:
         conv: Any = spec.layer
