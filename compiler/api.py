@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..backends.base.backend import Target
-from ..backends.registry import DEFAULT, BackendName, Executor, create_backend
+from ..backends.registry import DEFAULT, BackendName, Executor
 from .capture.capture import Leaf
 from .capture.model_checks import check_model
 from .core.config import QuantConfig
@@ -117,11 +117,14 @@ def compile(
     with verbosity(verbose):
         if scheme == "dynamic" or evaluate is not None:
             check_model(model)
-            options = _options(config, backend, target, executor, leaf_modules, snapshots, debug)
+            options = Options.of(
+                config, backend, target, executor, leaf_modules=leaf_modules, snapshots=snapshots, debug=debug
+            )
             if scheme == "dynamic":
                 if calibration is not None:
                     raise ConfigError("scheme 'dynamic' reads no calibration data: leave it out, or use 'static'.")
-                return _in_fp32(compile_dynamic)(model, options, dtype, executor)
+                with torch.autocast("cpu", enabled=False):
+                    return compile_dynamic(model, options, dtype, executor)
             assert evaluate is not None and max_drop is not None and calibration is not None
             return find_mix(model, calibration, evaluate, max_drop, options, calibration_batches, strict=strict).best
         prepared = prepare(
@@ -172,7 +175,7 @@ def prepare(
     check_choice("scheme", scheme, get_args(Scheme))
     check_positive("calibration_batches", calibration_batches)
     check_model(model)
-    options = _options(config, backend, target, executor, leaf_modules, snapshots, debug)
+    options = Options.of(config, backend, target, executor, leaf_modules=leaf_modules, snapshots=snapshots, debug=debug)
     with verbosity(verbose):
         if scheme == "qat":
             if calibration is None:
@@ -212,19 +215,6 @@ def _trained(prepared: QATModule, train: Callable[[QATModule], object]) -> QATMo
     if trained is not None and not isinstance(trained, QATModule):
         raise ConfigError(f"train= must return None or a QATModule, not {type(trained).__name__}.")
     return prepared if trained is None else trained
-
-
-def _options(
-    config: QuantConfig | None,
-    backend: str,
-    target: Target | None,
-    executor: str,
-    leaf_modules: Sequence[Leaf],
-    snapshots: bool,
-    debug: bool,
-) -> Options:
-    chosen = QuantConfig() if config is None else config
-    return Options(create_backend(backend, target, executor), chosen, leaf_modules, snapshots, debug)
 
 
 @_in_fp32

@@ -46,8 +46,8 @@ class ContractCheck:
         self._check_result(result)
         self._check_state()
         self._check_form()
-        if self._before is not None:
-            after = self._run(self.gm)
+        if self._before is not None and self.example is not None:
+            after = self._run(self.gm, self.example)
             self._check_shapes(self._before, after)
             self._check_outputs(self._before.output, after.output)
         code = self.gm.code
@@ -67,13 +67,11 @@ class ContractCheck:
         original = self.original
         assert original is not None
         before = run_batch(lambda *args, **kwargs: _replay(original, (args, kwargs)), example)
-        self.example = example
-        self._check_outputs(before.output, self._run(after).output)
+        self._check_outputs(before.output, self._run(after, example).output)
 
-    def _run(self, gm: fx.GraphModule) -> Replay:
-        assert self.example is not None
+    def _run(self, gm: fx.GraphModule, example: Batch) -> Replay:
         try:
-            return _replay(gm, self.example)
+            return _replay(gm, example)
         except Exception as error:
             raise self._broken(f"leaves a graph that does not run: {error}") from error
 

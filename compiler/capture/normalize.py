@@ -9,6 +9,7 @@ from torch import fx, nn
 from ...backends.base.op import Call, OpRow, Output
 from ...backends.ops.stubs import STUBS
 from ...backends.ops.table import OPS
+from ..execution.graphs import called_module
 from .functional_layers import make_layer
 from .in_place import is_in_place, redirect_later_uses
 
@@ -30,7 +31,7 @@ def normalize(gm: fx.GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.op not in ("call_module", "call_function", "call_method"):
             continue
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        module = called_module(node, modules)
         if module is not None and type(module).__module__.startswith("torch.ao.") and _is_stub(module):
             node.op, node.target = "call_function", STUBS[type(module).__name__]
             count += 1

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from ...backends.base.backend import Target
 from ...backends.base.op import Output
 from ...backends.ops.table import OPS
-from ...backends.registry import create_backend
 from ...passes.dynamic.layer_maker import row_of
 from ...passes.quantization.frozen_layers import frozen_layers
 from ..capture.model_checks import check_model
@@ -59,7 +58,7 @@ def inspect(
     check_model(model)
     check_positive("batches", batches)
     recorder = _Recorder()
-    options = Options(create_backend(target=target), QuantConfig() if config is None else config, probe=recorder)
+    options = Options.of(config, target=target, probe=recorder)
     with verbosity(verbose):
         captured = capture_model(model, options)
         sample = Sample()

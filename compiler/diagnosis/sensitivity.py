@@ -13,7 +13,6 @@ from tqdm import tqdm
 from ...backends.base.backend import Target
 from ...backends.base.op import Output
 from ...backends.ops.units import Unit
-from ...backends.registry import create_backend
 from ...passes.analysis.op_exchange import OpExchange
 from ..capture.capture import Leaf
 from ..capture.model_checks import check_model
@@ -105,7 +104,7 @@ def sensitivity(
         raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(str(metric), METRICS)}")
     check_positive("batches", batches)
     check_model(model)
-    options = Options(create_backend(target=target), QuantConfig() if config is None else config, leaf_modules)
+    options = Options.of(config, target=target, leaf_modules=leaf_modules)
     given: list[Batch] = []
     with verbosity(verbose):
         calibrated = prepare_and_calibrate(model, calibration, options, batches, given)

@@ -50,6 +50,11 @@ def with_nodes(value: Any, of: Mapping[fx.Node, fx.Node]) -> Any:
     return value
 
 
+def called_module(node: fx.Node, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The module that ``node`` calls, of ``modules`` by path; None if it calls none."""
+    return modules.get(str(node.target)) if node.op == "call_module" else None
+
+
 def attribute(gm: nn.Module, node: fx.Node) -> Tensor:
     """The tensor that a ``get_attr`` node stands for."""
     value: Any = gm

@@ -16,7 +16,7 @@ from ...backends.ops.units import Unit
 from ...passes.analysis.assignment import Assignment
 from ...passes.dynamic.plan import LayerPlan
 from ..core.tensors import total_bytes
-from ..execution.graphs import attribute
+from ..execution.graphs import attribute, called_module
 from .layer_rows import layer_rows
 from .report import Report, Row
 from .rows import make_row
@@ -73,7 +73,7 @@ class StaticReport:
 
     def _unknown_row(self, node: fx.Node) -> Row:
         """The row of an op that has none in the op table."""
-        module = self.modules[str(node.target)] if node.op == "call_module" else None
+        module = called_module(node, self.modules)
         name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
         reason = f"fxquant does not know the op {name}"
         if module is not None and any(map(self._has_dynamic_form, module.modules())):

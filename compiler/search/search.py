@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from ...backends.base.backend import Target
-from ...backends.registry import create_backend
 from ..capture.capture import Leaf
 from ..capture.copies import copy_model
 from ..capture.model_checks import check_model
@@ -86,7 +85,7 @@ def search(
         BudgetWarning: no int8 mix is within the budget, or none that is within it is faster than the float model.
     """
     check_model(model)
-    options = Options(create_backend(target=target), QuantConfig() if config is None else config, leaf_modules)
+    options = Options.of(config, target=target, leaf_modules=leaf_modules)
     with verbosity(verbose):
         return find_mix(
             model, calibration, evaluate, max_drop, options, calibration_batches,

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from ...backends.base.backend import Backend, binding_of
 from ...backends.base.dynamic_layer import DynamicLayer
 from ...backends.ops.table import OPS
-from ...passes.base import Pass
 from ...passes.dynamic.absorb_relus import AbsorbRelus
 from ...passes.dynamic.last_layers import raise_last_layers
 from ...passes.dynamic.layer_maker import LayerMaker
@@ -61,7 +60,7 @@ def trace_over(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Tra
         normalize(gm)
     except CaptureError as error:
         return None, str(error).splitlines()[0]
-    runner = PassRunner(options.debug, options.snapshots, options.probe)
+    runner = options.new_runner()
     runner.snapshot("capture", gm)
     runner.run(EliminateNoops(), gm)
     return TracedModel(gm, runner, options.backend), ""
@@ -104,9 +103,8 @@ def replace_in_graph(traced: TracedModel, plan: LayerPlan, maker: LayerMaker) ->
     runner.run(merge, gm)
     _update_merged(plan, merge.merged, gm)
     raise_last_layers(gm, plan, traced.backend)
-    steps: list[Pass] = [AbsorbRelus(plan), SwapLayers(maker, plan)]
-    for step in steps:
-        runner.run(step, gm)
+    runner.run(AbsorbRelus(plan), gm)
+    runner.run(SwapLayers(maker, plan), gm)
 
 
 def _update_merged(plan: LayerPlan, merged: dict[str, list[str]], gm: fx.GraphModule) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ...backends.base.backend import Backend
-from ...passes.runner import Probe
+from ...backends.base.backend import Backend, Target
+from ...backends.registry import DEFAULT, create_backend
+from ...passes.runner import PassRunner, Probe
 from ..capture.capture import Leaf
 from ..core.config import QuantConfig
 from ..core.errors import ConfigError
@@ -43,3 +45,22 @@ class Options:
         for name in ("snapshots", "debug"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+
+    @staticmethod
+    def of(
+        config: QuantConfig | None,
+        backend: str = DEFAULT,
+        target: Target | None = None,
+        executor: str = "auto",
+        **others: Any,
+    ) -> Options:
+        """Options from the arguments of a public function.
+
+        Raises:
+            ConfigError: one of them is not valid.
+        """
+        return Options(create_backend(backend, target, executor), QuantConfig() if config is None else config, **others)
+
+    def new_runner(self) -> PassRunner:
+        """What runs the passes of one compilation."""
+        return PassRunner(self.debug, self.snapshots, self.probe)

@@ -13,6 +13,7 @@ from ...backends.ops.units import Unit
 from ...passes.analysis.assignment import Assignment
 from ...passes.quantization.place import PlaceObservers, make_observer
 from ..execution.batches import run_batch
+from ..execution.graphs import called_module
 from ..numerics.observer import Observer
 from ..numerics.observers import FixedObserver
 from ..numerics.stubs import DeQuantStub, observer_of, observers_of
@@ -52,7 +53,7 @@ def _without_observers(model: CalibratedModel) -> CalibratedModel:
     graph, of = fx.Graph(), dict[fx.Node, fx.Node]()
     modules = dict(model.gm.named_modules())
     for node in model.gm.graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        module = called_module(node, modules)
         if observer_of(module) is not None or isinstance(module, DeQuantStub):
             of[node] = of[node.args[0]]
         else:

@@ -17,7 +17,6 @@ from ...passes.quantization.choose_ranges import ChooseRanges
 from ...passes.quantization.freeze import Freeze
 from ...passes.rewrites.eliminate_noops import EliminateNoops
 from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
-from ...passes.runner import PassRunner
 from ...passes.training.fake_quants import AttachLayers, PlaceFakeQuants, SettleTraining, Simulation
 from ..capture.capture import capture_modes
 from ..capture.copies import copy_model, modes_kept
@@ -93,8 +92,7 @@ def _capture(
     with stage("capture"):
         both = capture_modes(tree, options.leaf_modules)
         modes = find_modes(both, tree)
-    runner = PassRunner(options.debug, options.snapshots, options.probe)
-    captured = CapturedModel(both.module, options, runner, model_bytes(model))
+    captured = CapturedModel(both.module, options, options.new_runner(), model_bytes(model))
     captured = simplify(captured, FoldBatchNorm(detached=norms), EliminateNoops(keep=modes.dropouts))
     modes.take_out(captured.gm)
     return captured, modes
@@ -167,8 +165,4 @@ def convert_training(training: TrainingModel) -> LoweredModel:
     runner.run(settle, gm)
     exact = copy_graph(gm)
     runner.run(Freeze(assignment, settle.weights), gm)
-    frozen = FrozenModel(
-        gm, prepared.options, runner, prepared.fp32_bytes, assignment, prepared.layers, prepared.sample,
-        exact, keep_roundings=True,
-    )  # fmt: skip
-    return lower(frozen)
+    return lower(prepared.as_stage(FrozenModel, exact=exact, keep_roundings=True))

@@ -7,9 +7,9 @@ again after the next one was made from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import fx
 
@@ -24,6 +24,7 @@ from ..report.report import Report
 from .options import Options
 
 Assigned = TypeVar("Assigned", bound="PreparedModel")
+Next = TypeVar("Next", bound="PreparedModel")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class PreparedModel:
     assignment: Assignment
     layers: LayerPlan
     sample: Sample
+
+    def as_stage(self, kind: type[Next], **more: Any) -> Next:
+        """The next stage, of ``kind``, with ``more`` that became known."""
+        return kind(**{f.name: getattr(self, f.name) for f in fields(PreparedModel)}, **more)
 
     def on_copy(self: Assigned, gm: fx.GraphModule, of: Mapping[fx.Node, fx.Node]) -> Assigned:
         """The same for ``gm``, a copy of the graph; ``of`` has its nodes by those of the graph."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from torch import nn
 
 from ...passes.analysis.assign_precision import assign_precision
 from ...passes.analysis.assignment import Assignment
 from ...passes.analysis.choice import Choice, nothing_against, only_with_one_scale
-from ...passes.base import Pass
 from ...passes.dynamic.absorb_relus import AbsorbRelus
 from ...passes.dynamic.layer_maker import LayerMaker
 from ...passes.dynamic.plan import check_answered
@@ -28,7 +27,6 @@ from ...passes.rewrites.equalize import Equalize
 from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
 from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
-from ...passes.runner import PassRunner
 from ..capture.capture import capture
 from ..capture.normalize import normalize
 from ..core.errors import ModelError
@@ -56,8 +54,7 @@ def capture_model(model: nn.Module, options: Options) -> CapturedModel:
     """
     with stage("capture"):
         gm = capture(model, options.leaf_modules)
-    runner = PassRunner(options.debug, options.snapshots, options.probe)
-    captured = CapturedModel(gm, options, runner, model_bytes(model))
+    captured = CapturedModel(gm, options, options.new_runner(), model_bytes(model))
     return simplify(captured, FoldBatchNorm(), EliminateNoops())
 
 
@@ -138,7 +135,7 @@ def calibrate(prepared: PreparedModel, batches: Iterable[Batch], kept: list[Batc
 
 def calibrated(prepared: PreparedModel) -> CalibratedModel:
     """``prepared``, whose observers have seen the data."""
-    return CalibratedModel(**{f.name: getattr(prepared, f.name) for f in fields(PreparedModel)})
+    return prepared.as_stage(CalibratedModel)
 
 
 def prepare_and_calibrate(
@@ -166,7 +163,7 @@ def round_values(model: CalibratedModel) -> FrozenModel:
     exact = copy_graph(gm)
     stop_observing(gm)
     runner.run(Freeze(assignment), gm)
-    return FrozenModel(**{f.name: getattr(model, f.name) for f in fields(PreparedModel)}, exact=exact)
+    return model.as_stage(FrozenModel, exact=exact)
 
 
 def adjust(frozen: FrozenModel) -> FrozenModel:
@@ -192,9 +189,8 @@ def lower(frozen: FrozenModel) -> LoweredModel:
     gm, runner, backend = frozen.gm, frozen.runner, frozen.options.backend
     maker = LayerMaker(backend)
     if frozen.layers.requests:
-        steps: list[Pass] = [AbsorbRelus(frozen.layers), SwapLayers(maker, frozen.layers)]
-        for step in steps:
-            runner.run(step, gm)
+        runner.run(AbsorbRelus(frozen.layers), gm)
+        runner.run(SwapLayers(maker, frozen.layers), gm)
     program = frozen.program
     lowered = backend.lower(program, maker.compiled)
     runner.snapshot("lower", lowered.executed.module)

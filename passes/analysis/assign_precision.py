@@ -14,6 +14,7 @@ from ...backends.base.op import Call, Output
 from ...backends.ops.stubs import dequant_stub, quant_stub
 from ...backends.ops.units import Unit, match_units
 from ...compiler.core.overrides import ResolvedConfig
+from ...compiler.execution.graphs import called_module
 from ...compiler.execution.shapes import ValueInfo
 from ..layers.sharing import HOOKED, is_hooked
 from .assignment import BORDERS_COST_MORE, INPUT_IS_FP32, Assignment, PassedValue, reads_size, tied
@@ -79,7 +80,7 @@ class _Assigner:
             return row.reason + (DYNAMIC_HINT if binding.dynamic is not None else "")
         if not binding.int8:
             return binding.reason
-        module = self.modules.get(str(root.target)) if root.op == "call_module" else None
+        module = called_module(root, self.modules)
         call = Call(root, module, self.values)
         if row.output is Output.WEIGHT_ONLY:
             return self._refusal(unit, call)

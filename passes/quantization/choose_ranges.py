@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from ...compiler.execution.batches import run_batches
+from ...compiler.execution.graphs import called_module
 from ...compiler.execution.sample import Batch
 from ...compiler.execution.visitor import Visitor
 from ...compiler.numerics.observer import observers_paused
@@ -57,7 +58,7 @@ class _Meter:
         self.readers = {u.root for u in assignment.int8_units if u.row.weighted and u.root.op == "call_module"}
         self.observers: dict[fx.Node, MeasuredObserver] = {}
         for node in gm.graph.nodes:
-            module = self.run.submodules.get(str(node.target)) if node.op == "call_module" else None
+            module = called_module(node, self.run.submodules)
             observer = observer_of(module)
             if isinstance(observer, MeasuredObserver) and not observer.settled:
                 self.observers[node] = observer

@@ -12,6 +12,7 @@ from ...backends.base.op import Output
 from ...backends.base.weights import IntegerWeight
 from ...backends.ops.units import Unit
 from ...compiler.core.qparams import QParams
+from ...compiler.execution.graphs import called_module
 from ...compiler.numerics.observer import Observer
 from ...compiler.numerics.quantize import dequantize, quantize
 from ...compiler.numerics.stubs import DeQuantStub, observer_of
@@ -55,7 +56,7 @@ class Freeze:
         weights = WeightFreezer(gm, self.assignment, self.trained)
         count = 0
         for node in list(gm.graph.nodes):
-            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            module = called_module(node, modules)
             observer = observer_of(module)
             if observer is not None:
                 self._freeze_observer(gm, node, observer, joined[observer])

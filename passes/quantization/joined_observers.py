@@ -9,6 +9,7 @@ from torch import fx
 
 from ...backends.base.op import Output
 from ...compiler.core.qparams import QParams
+from ...compiler.execution.graphs import called_module
 from ...compiler.numerics.observer import Observer, joint_qparams
 from ...compiler.numerics.observers import FixedObserver
 from ...compiler.numerics.stubs import observer_of
@@ -25,7 +26,7 @@ def joined_observers(gm: fx.GraphModule, assignment: Assignment) -> list[list[Ob
     units = {u.output: u for u in assignment.int8_units}
     groups: nx.Graph[Observer] = nx.Graph()
     for node in gm.graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        module = called_module(node, modules)
         observer = observer_of(module)
         if observer is not None:
             observers[node] = observer

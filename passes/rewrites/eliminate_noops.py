@@ -8,6 +8,7 @@ from torch import fx
 
 from ...backends.base.op import Call
 from ...backends.ops.table import OPS
+from ...compiler.execution.graphs import called_module
 from ..base import PassResult, finish
 
 
@@ -31,7 +32,7 @@ class EliminateNoops:
             row = OPS.of(node, modules)
             if row is None or row.noop is None or node in self.keep:
                 continue
-            module = modules.get(str(node.target)) if node.op == "call_module" else None
+            module = called_module(node, modules)
             if row.noop(Call(node, module, {})):
                 node.replace_all_uses_with(node.args[0])
                 gm.graph.erase_node(node)

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from ...backends.ops.table import OPS
+from ...compiler.execution.graphs import called_module
 from ..base import PassResult, finish
 from ..layers.sharing import Sharing
 
@@ -44,7 +45,7 @@ class MergeLinears:
         groups: dict[Hashable, list[fx.Node]] = {}
         refusals: dict[fx.Node, str] = {}
         for node in gm.graph.nodes:
-            layer = modules.get(str(node.target)) if node.op == "call_module" else None
+            layer = called_module(node, modules)
             if type(layer) is not nn.Linear:
                 continue
             kind = self.kind(str(node.target))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from ...backends.base.weights import IntegerWeight
+from ...compiler.execution.graphs import called_module
 from ...compiler.numerics.fake_quantize import FakeQuantize
 from ...compiler.numerics.observer import Observer
 from ...compiler.numerics.observers import FixedObserver
@@ -102,7 +103,7 @@ class PlaceFakeQuants:
         count = 0
         for node in gm.graph.nodes:
             path = str(node.target)
-            observer = observer_of(modules.get(path) if node.op == "call_module" else None)
+            observer = observer_of(called_module(node, modules))
             if observer is None:
                 continue
             source = owner.get(node.args[0])

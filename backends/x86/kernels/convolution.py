@@ -85,7 +85,6 @@ def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
         packed = emitter.constant(call.pack(engine, pack, f"shuffled {engine}"), "conv2d")
         pixels = emitter.call(Q.conv2d.new, inputs[0], packed, call.result.scale, call.result.zero_point)
         shuffled = emitter.call(torch.ops.aten.pixel_shuffle.default, pixels, factor)
-        whole = emitter.graph.call_method("contiguous", (shuffled,), {"memory_format": torch.channels_last})
-        return clamped(emitter, call, whole)
+        return clamped(emitter, call, emitter.image(shuffled))
 
     return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build)

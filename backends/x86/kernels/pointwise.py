@@ -46,7 +46,7 @@ def binary(op: Any) -> Kernels:
             pair = list(inputs)
             small = 0 if gate == 0 else 1
             wide = emitter.graph.call_method("expand_as", (pair[small], pair[1 - small]))
-            pair[small] = emitter.graph.call_method("contiguous", (wide,), {"memory_format": torch.channels_last})
+            pair[small] = emitter.image(wide)
             return plain(emitter, pair)
 
         found = [Candidate(op._schema.name, plain)]

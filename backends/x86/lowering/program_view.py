@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
-from ....compiler.execution.graphs import attribute
+from ....compiler.execution.graphs import attribute, called_module
 from ....compiler.execution.shapes import ValueInfo
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.frozen_nodes import is_quantize, pair_qparams
@@ -58,7 +58,7 @@ class ProgramView:
         root = unit.root
         nodes = unit.inputs if inputs is None else inputs
         operands = tuple(Operand(pair_qparams(n), self.values[n].shape) for n in nodes)
-        module = self.modules[str(root.target)] if root.op == "call_module" else None
+        module = called_module(root, self.modules)
         bias = root.kwargs.get("bias")
         bias = self.buffer(bias) if bias is not None else None
         return Int8Call(unit.row.name, root, operands, out, clamp_bounds(unit), self.weight(root), bias, module)
