@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from ...compiler.core.messages import check_choice
@@ -23,6 +22,7 @@ from .lowering.kernel_errors import KernelErrors
 from .lowering.latencies import measure_latencies
 from .lowering.lower import Lowering
 from .lowering.program_view import ProgramView
+from .runtime.cpu import has_vnni
 from .runtime.engine import swallow_deprecation_warning
 from .tuning.cache import machine
 from .tuning.tuner import Tuner
@@ -32,9 +32,7 @@ AFFINE_LIMIT = 64  # without VNNI the raw integers must leave the 16-bit pair su
 
 def detect_target() -> Target:
     """This CPU."""
-    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities()
-    # AVX-VNNI alone does not count: fbgemm uses the AVX512 form only.
-    return Target(vnni=bool(capabilities.get("avx512_vnni", False)))
+    return Target(vnni=has_vnni())
 
 
 class X86Backend:

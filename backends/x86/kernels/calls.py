@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from ....compiler.core.qparams import QParams
 from ...base.weights import IntegerWeight
 from ..codegen.emitter import Emitter
-from ..runtime.engine import FBGEMM, available
+from ..runtime.cpu import has_vnni
+from ..runtime.engine import ONEDNN, available
 from ..runtime.engine import engine as set_engine
 
 
@@ -111,10 +112,20 @@ class Candidate:
 
 
 def engines_for(call: Int8Call) -> tuple[str, ...]:
-    """The engines whose kernels take this weight. oneDNN takes no zero points of weights."""
+    """The engines whose kernels compute exactly with this weight. oneDNN takes no zero points of weights."""
     assert call.weight is not None
     symmetric = not bool(call.weight.zero_point.any())
-    return tuple(e for e in available() if e == FBGEMM or symmetric)
+    return tuple(e for e in available() if (symmetric if e == ONEDNN else not _saturates(call)))
+
+
+def _saturates(call: Int8Call) -> bool:
+    """Whether fbgemm's kernel may saturate where weights leave no room for that.
+
+    Its depthwise kernels add pairs of products in 16 bits on every CPU, also on one with VNNI.
+    """
+    assert call.weight is not None
+    shape = call.weight.integers.shape
+    return has_vnni() and len(shape) > 3 and call.kwargs.get("groups", 1) > 1 and shape[1] == 1
 
 
 def clamped(emitter: Emitter, call: Int8Call, node: fx.Node) -> fx.Node:
