@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import nn
@@ -14,7 +13,9 @@ from ..backends.registry import DEFAULT, BackendName, Executor
 from .capture.capture import Leaf
 from .capture.model_checks import check_model
 from .core.config import QuantConfig
+from .core.entry_point import entry_point
 from .core.errors import ConfigError, StateError
+from .core.interrupts import interruptible
 from .core.messages import check_choice, check_positive
 from .core.progress import verbosity
 from .execution.batches import sampled
@@ -29,23 +30,10 @@ from .workflows.options import CALIBRATION_BATCHES, Options
 from .workflows.qat import prepare_training
 from .workflows.static import capture_model
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 Scheme = Literal["static", "dynamic", "qat"]
 
 
-def _in_fp32(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, unaffected by an ``autocast`` around its call."""
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.autocast("cpu", enabled=False):
-            return function(*args, **kwargs)
-
-    return run
-
-
+@entry_point
 def compile(
     model: nn.Module,
     scheme: Scheme = "static",
@@ -123,8 +111,7 @@ def compile(
             if scheme == "dynamic":
                 if calibration is not None:
                     raise ConfigError("scheme 'dynamic' reads no calibration data: leave it out, or use 'static'.")
-                with torch.autocast("cpu", enabled=False):
-                    return compile_dynamic(model, options, dtype, executor)
+                return compile_dynamic(model, options, dtype, executor)
             assert evaluate is not None and max_drop is not None and calibration is not None
             return find_mix(model, calibration, evaluate, max_drop, options, calibration_batches, strict=strict).best
         prepared = prepare(
@@ -149,7 +136,7 @@ def prepare(model: nn.Module, scheme: Literal["static"] = "static", **options: A
 def prepare(model: nn.Module, scheme: Scheme, **options: Any) -> Prepared | QATModule: ...
 
 
-@_in_fp32  # type: ignore[misc]  # the overloads leave the options to this signature
+@entry_point  # type: ignore[misc]  # the overloads leave the options to this signature
 def prepare(
     model: nn.Module,
     scheme: Scheme = "static",
@@ -211,13 +198,13 @@ def _check_search(evaluate: object, max_drop: object, strict: bool, scheme: str,
 
 def _trained(prepared: QATModule, train: Callable[[QATModule], object]) -> QATModule:
     """The module that ``train`` returns, or ``prepared``, which it has trained in place."""
-    trained = train(prepared)
+    trained = interruptible(train, prepared)
     if trained is not None and not isinstance(trained, QATModule):
         raise ConfigError(f"train= must return None or a QATModule, not {type(trained).__name__}.")
     return prepared if trained is None else trained
 
 
-@_in_fp32
+@entry_point
 def convert(prepared: Prepared | QATModule) -> QuantizedModule:
     """The second half of :func:`compile`: lower a prepared and calibrated module to int8.
 

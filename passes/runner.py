@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from ..compiler.core.interrupts import checkpoint
 from ..compiler.core.progress import log, stage
 from ..compiler.execution.graphs import with_nodes
 from ..compiler.execution.sample import Batch
@@ -47,6 +48,7 @@ class PassRunner:
         Raises:
             ContractError: with :attr:`debug`, the pass broke its contract.
         """
+        checkpoint()
         check = ContractCheck(step, gm, self.example) if self.debug else None
         with stage(step.name):
             result = step(gm)

@@ -23,7 +23,7 @@ from .lowering.latencies import measure_latencies
 from .lowering.lower import Lowering
 from .lowering.program_view import ProgramView
 from .runtime.cpu import has_vnni
-from .runtime.engine import swallow_deprecation_warning
+from .runtime.script import swallow_deprecation_warning
 from .tuning.cache import machine
 from .tuning.tuner import Tuner
 

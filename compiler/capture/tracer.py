@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import operator
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils import rnn
+
+from ..core.interrupts import checkpoint
+from ..core.locks import process_lock
 
 # Kept as calls: they branch on lengths, and do not return plain tensors.
 SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.pad_sequence)
@@ -32,6 +37,25 @@ class _Proxy(fx.Proxy):
         return self._in_place(operator.itruediv, other)
 
 
+_tracing = process_lock()
+_REPLACED = "__call__", "__getattr__"  # by torch.fx
+
+
+def _by_thread(thread: int, traced: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of ``nn.Module`` that is ``traced`` in one thread, and in all others nn.Module's own."""
+
+    @functools.wraps(own)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return (traced if threading.get_ident() == thread else own)(*args, **kwargs)
+
+    return method
+
+
+def _put_back(methods: dict[str, Any]) -> None:
+    for name, method in methods.items():
+        setattr(nn.Module, name, method)
+
+
 class Tracer(fx.Tracer):
     """Records the user's lines, and where tracing failed.
 
@@ -51,6 +75,37 @@ class Tracer(fx.Tracer):
         self.path = ""
         self.returned_input: set[str] = set()
         self.computed: set[str] = set()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace ``root``, while no other thread does: ``torch.fx`` replaces methods of ``nn.Module`` meanwhile."""
+        with _tracing:
+            own = {name: getattr(nn.Module, name) for name in _REPLACED}
+            try:
+                try:
+                    return super().trace(root, concrete_args)
+                finally:
+                    _put_back(own)
+            finally:  # again: an interrupt may have cut the first short
+                _put_back(own)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        own, thread = {name: getattr(nn.Module, name) for name in _REPLACED}, threading.get_ident()
+
+        @functools.wraps(function)
+        def forward(*args: Any) -> Any:
+            # The methods of torch.fx are in place now. Modules that other threads call are not traced.
+            for name, method in own.items():
+                setattr(nn.Module, name, _by_thread(thread, getattr(nn.Module, name), method))
+            return function(*args)
+
+        return forward, args
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        checkpoint()
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

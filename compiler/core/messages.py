@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S
 
 # Frames of these rooms are not the user's. (The demo is: its network is traced like any other.)
 _COMPILER = Path(__file__).parents[1]
+_PACKAGE = tuple(str(_COMPILER.parent / room) for room in ("compiler/", "passes/", "backends/"))
 _OWN = tuple(str(_COMPILER / room) for room in ("capture/", "workflows/", "runtime/", "api.py"))
 
 
@@ -48,6 +51,14 @@ def user_line(stack_trace: str | None) -> str | None:
         return None
     last = frames[-1]
     return f"{last['file']}:{last['line']} ({last['code'].strip()})"
+
+
+def warn(warning: Warning) -> None:
+    """Issue a warning at the user's line: the first one around that is not in this package."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1  # type: ignore[assignment]
+    warnings.warn(warning, stacklevel=level - 1 if frame is not None else 2)
 
 
 def where(node: fx.Node) -> str:

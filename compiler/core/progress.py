@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from .errors import ConfigError
+from .interrupts import checkpoint
+from .locks import process_lock
 
 Item = TypeVar("Item")
 
@@ -50,28 +52,39 @@ def verbosity(verbose: bool | None) -> Iterator[None]:
             log.removeHandler(handler)
 
 
-def progress(items: Iterable[Item], stage: str, unit: str = "it", total: int | None = None) -> Iterable[Item]:
+def progress(items: Iterable[Item], stage: str, unit: str = "it", total: int | None = None) -> Iterator[Item]:
     """``items``, with a bar that names the stage. The bar is gone when the stage is over."""
-    return tqdm(items, stage, total=total, unit=unit, disable=_hidden(), leave=False)
+    with progress_bar(stage, unit, total) as bar:
+        for item in items:
+            checkpoint()
+            yield item
+            bar.update()
 
 
-def progress_bar(stage: str, unit: str = "it", total: int | None = None) -> tqdm[Any]:
+def progress_bar(stage: str, unit: str = "it", total: int | None = None, bar_format: str | None = None) -> tqdm[Any]:
     """A bar that the caller updates; use it in a ``with``."""
-    return tqdm(desc=stage, total=total, unit=unit, disable=_hidden(), leave=False)
+    return _Bar(desc=stage, total=total, unit=unit, bar_format=bar_format, disable=_hidden(), leave=False)
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
     """Show the name of a stage that has no steps to count, and its seconds."""
-    with tqdm(desc=name, bar_format="{desc}: {elapsed}", disable=_hidden(), leave=False):
+    with progress_bar(name, bar_format="{desc}: {elapsed}"):
         yield
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar with a lock of its own: other bars of the process cannot be left locked by ours."""
+
+
+_Bar.set_lock(process_lock())
 
 
 class _Lines(logging.Handler):
     """Writes records to stderr without breaking a bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        _Bar.write(self.format(record), file=sys.stderr)
 
 
 def _hidden() -> bool | None:

@@ -15,6 +15,7 @@ from ...passes.dynamic.layer_maker import row_of
 from ...passes.quantization.frozen_layers import frozen_layers
 from ..capture.model_checks import check_model
 from ..core.config import QuantConfig
+from ..core.entry_point import entry_point
 from ..core.messages import check_positive
 from ..core.overrides import module_path
 from ..core.progress import progress, verbosity
@@ -35,6 +36,7 @@ from .inspection import Inspection, LayerView
 __all__ = ["Inspection", "LayerView", "inspect"]
 
 
+@entry_point
 def inspect(
     model: nn.Module,
     calibration: Iterable[Any],

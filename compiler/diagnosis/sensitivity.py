@@ -17,6 +17,7 @@ from ...passes.analysis.op_exchange import OpExchange
 from ..capture.capture import Leaf
 from ..capture.model_checks import check_model
 from ..core.config import QuantConfig
+from ..core.entry_point import entry_point
 from ..core.errors import ConfigError
 from ..core.messages import check_positive, nearest
 from ..core.progress import progress_bar, verbosity
@@ -73,6 +74,7 @@ class Sensitivity:
         return f"all int8: {self.int8:.4g}\n" + tabulate(body, columns, disable_numparse=True)
 
 
+@entry_point
 def sensitivity(
     model: nn.Module,
     calibration: Iterable[Any],

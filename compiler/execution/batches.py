@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..core.errors import CalibrationError
+from ..core.interrupts import checkpoint, interruptible
 from ..core.progress import progress
 from .inputs import bind_inputs
 from .sample import Batch, Sample, batch_values
@@ -31,11 +32,19 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
         raise CalibrationError(f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}")
     arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
     number = -1
-    shown = progress(itertools.islice(calibration, limit), "calibrate", "batch", _length(calibration, limit))
+    given = itertools.islice(_each(calibration), limit)
+    shown = progress(given, "calibrate", "batch", _length(calibration, limit))
     for number, batch in enumerate(shown):
         yield _arguments(batch, arity, number, gm)
     if number < 0:
         raise CalibrationError("calibration gave no batch; at least one is needed to find activation ranges.")
+
+
+def _each(calibration: Iterable[Any]) -> Iterator[Any]:
+    """The items of the user's iterable, whose code a signal may interrupt."""
+    end, items = object(), interruptible(iter, calibration)
+    while (item := interruptible(next, items, end)) is not end:
+        yield item
 
 
 def _length(calibration: object, limit: int) -> int | None:
@@ -92,6 +101,7 @@ def run_batch(run: Callable[..., Result], batch: Batch, number: int = 0) -> Resu
     Raises:
         CalibrationError: ``run`` fails; names the batch by its ``number``.
     """
+    checkpoint()
     try:
         with torch.no_grad():
             return run(*batch[0], **batch[1])

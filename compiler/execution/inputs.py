@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 
-def bind_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-    """The value of each placeholder of ``gm``, in order, for a call with ``args`` and ``kwargs``.
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of forward().
 
-    Raises:
-        TypeError: the call does not fit forward().
+    Attributes:
+        names: of all inputs, in order.
+        defaults: of those that have one.
     """
-    nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
-    names = [str(n.target) for n in nodes]
-    if len(args) > len(names):
-        raise TypeError(f"forward() takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
-    given = dict(zip(names, args, strict=False))
-    unknown = [k for k in kwargs if k not in names or k in given]
-    if unknown:
-        raise TypeError(
-            f"forward() has no input named {unknown[0]!r}, or it is given twice; its inputs are {', '.join(names)}"
-        )
-    given |= kwargs
-    missing = [n for n, node in zip(names, nodes, strict=True) if n not in given and not node.args]
-    if missing:
-        raise TypeError(f"forward() needs input {missing[0]!r}; its inputs are {', '.join(names)}")
-    return [given.get(n, node.args[0] if node.args else None) for n, node in zip(names, nodes, strict=True)]
+
+    names: tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+    @staticmethod
+    def of(gm: fx.GraphModule) -> Signature:
+        """The signature of the forward() of ``gm``."""
+        nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
+        return Signature(tuple(str(n.target) for n in nodes), {str(n.target): n.args[0] for n in nodes if n.args})
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The value of each input, in order, for a call with ``args`` and ``kwargs``.
+
+        Raises:
+            TypeError: the call does not fit forward().
+        """
+        names = self.names
+        if not kwargs and len(args) == len(names):
+            return list(args)
+        if len(args) > len(names):
+            raise TypeError(f"forward() takes {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+        given = dict(zip(names, args, strict=False))
+        unknown = [k for k in kwargs if k not in names or k in given]
+        if unknown:
+            raise TypeError(
+                f"forward() has no input named {unknown[0]!r}, or it is given twice; its inputs are {', '.join(names)}"
+            )
+        given |= kwargs
+        missing = [n for n in names if n not in given and n not in self.defaults]
+        if missing:
+            raise TypeError(f"forward() needs input {missing[0]!r}; its inputs are {', '.join(names)}")
+        return [given.get(n, self.defaults.get(n)) for n in names]
+
+
+def bind_inputs(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The value of each input of ``gm`` for one call, see :class:`Signature`."""
+    return Signature.of(gm).bind(args, kwargs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .rng import restored_rng
+from .rng import SeededNodes
 from .sample import Batch
 from .visitor import Visitor
 
@@ -23,7 +23,8 @@ class Replay:
     """
 
     def __init__(self, gm: fx.GraphModule, batch: Batch) -> None:
-        self._run = Visitor(gm, before=_seed, keep_values=True)
+        seeded = SeededNodes()
+        self._run = Visitor(gm, around=lambda node, run: seeded.run(node, run, 0), keep_values=True)
         self._nodes = list(gm.graph.nodes)
         self._place = {node: place for place, node in enumerate(self._nodes)}
         self._batch = batch
@@ -32,25 +33,20 @@ class Replay:
 
     def again(self) -> Any:
         """The output, computed from the start."""
-        with restored_rng():
-            return self._run.visit(self._batch)
+        return self._run.visit(self._batch)
 
     def evaluate(self, node: fx.Node, values: MutableMapping[fx.Node, Any]) -> Any:
         """The value of ``node`` where its inputs have ``values``."""
         self._run.env = values  # type: ignore[assignment]
-        with torch.no_grad(), restored_rng():
+        with torch.no_grad():
             return self._run.run_node(node)
 
     def with_value(self, node: fx.Node, value: Any) -> Any:
         """The output of the graph if ``node`` had ``value``. Only what depends on ``node`` is computed."""
         changed = {node: value}
         self._run.env = ChainMap(changed, self.values)  # type: ignore[assignment]
-        with torch.no_grad(), restored_rng():
+        with torch.no_grad():
             for later in self._nodes[self._place[node] + 1 :]:
                 if not changed.keys().isdisjoint(later.all_input_nodes):
                     changed[later] = self._run.run_node(later)
         return changed.get(self._nodes[-1], self.output)
-
-
-def _seed(_: fx.Node) -> None:
-    torch.default_generator.manual_seed(0)

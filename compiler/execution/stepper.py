@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from .inputs import bind_inputs
-from .rng import restored_rng
+from .rng import SeededNodes
 from .sample import Batch
 from .visitor import Visitor
 
@@ -27,6 +27,7 @@ class Stepper:
         self._runs = [Visitor(gm) for _ in batches]
         for run, batch in zip(self._runs, batches, strict=True):
             run.args_iter = iter(bind_inputs(gm, *batch))
+        self._seeded = SeededNodes()
         self._constants: set[fx.Node] = set()
         self.outputs: list[Any] = []
 
@@ -58,11 +59,11 @@ class Stepper:
         # A value that depends on no input is the same for all batches.
         constant = node.op != "placeholder" and self._constants.issuperset(node.all_input_nodes)
         self._constants |= {node} if constant else set()
-        with torch.no_grad(), restored_rng():
+        with torch.no_grad():
             for number, run in enumerate(self._runs):
-                torch.default_generator.manual_seed(number)
                 shared = constant and run is not self._runs[0]
-                run.env[node] = self._runs[0].env[node] if shared else run.run_node(node)
+                first = self._runs[0].env
+                run.env[node] = first[node] if shared else self._seeded.run(node, run.run_node, number)
                 if node.op == "output":
                     self.outputs.append(run.env[node])
                 for dead in run.user_to_last_uses.get(node, []):

@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+from ..core.interrupts import checkpoint
+
 
 def interleaved_medians(
     runs: Sequence[Callable[[], object]], rounds: int = 30, seconds: float = 5.0, warm_up: int = 3
@@ -24,6 +26,7 @@ def interleaved_medians(
     start = time.perf_counter()
     for _ in range(rounds):
         for values, run in zip(times, runs, strict=True):
+            checkpoint()
             begin = time.perf_counter()
             run()
             values.append((time.perf_counter() - begin) * 1e3)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..core.interrupts import checkpoint
 from .inputs import bind_inputs
 from .sample import Batch
 
+Run = Callable[[fx.Node], Any]
 See = Callable[[fx.Node, Any], Any]  # takes a node and its value, and returns the value to go on with
 
 
@@ -20,7 +22,7 @@ class Visitor(fx.Interpreter):
     Args:
         module: the graph module.
         see: called with each node and its value; returns the value to go on with.
-        before: called with each node before it runs.
+        around: called with each node and the function that runs it; returns its value.
         keep_values: keep every value in :attr:`env` to the end, instead of dropping it after its last reader.
         graph: the graph to run, if it is not that of ``module``.
         attributes: what ``get_attr`` and ``call_module`` nodes refer to, if ``module`` does not hold it.
@@ -31,13 +33,13 @@ class Visitor(fx.Interpreter):
         module: nn.Module,
         see: See | None = None,
         *,
-        before: Callable[[fx.Node], None] | None = None,
+        around: Callable[[fx.Node, Run], Any] | None = None,
         keep_values: bool = False,
         graph: fx.Graph | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(module, garbage_collect_values=not keep_values, graph=graph)
-        self.see, self.before, self.attributes = see, before, attributes
+        self.see, self.around, self.attributes = see, around, attributes
 
     def visit(self, batch: Batch) -> Any:
         """Run on ``batch`` without gradients. Returns the output.
@@ -53,9 +55,9 @@ class Visitor(fx.Interpreter):
         return self.visit((args, kwargs))
 
     def run_node(self, n: fx.Node) -> Any:
-        if self.before is not None:
-            self.before(n)
-        result = super().run_node(n)
+        checkpoint()
+        run = super().run_node
+        result = run(n) if self.around is None else self.around(n, run)
         return result if self.see is None else self.see(n, result)
 
     def fetch_attr(self, target: str) -> Any:

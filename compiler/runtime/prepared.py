@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..core.entry_point import entry_point
 from ..core.errors import StateError
 from ..core.markers import Quantized
 from ..execution.batches import check_batch, run_batch
@@ -30,6 +31,7 @@ class Prepared(nn.Module, Quantized):
         self._calls = 0
         self._converted = False
 
+    @entry_point
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and results as the model's forward(), in fp32.
 

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.errors import ConfigError, StateError
+from ..core.interrupts import held
 from ..core.markers import InTraining
 from ..core.messages import check_positive
 from ..workflows.qat import TrainingModel
@@ -48,6 +49,7 @@ class QATModule(nn.Module, InTraining):
         self.register_load_state_dict_pre_hook(_take_float_checkpoint)
         self.register_load_state_dict_post_hook(_link)
 
+    @held
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Same arguments and results as the model's forward(), with activations and weights rounded.
 

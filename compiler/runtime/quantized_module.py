@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ...backends.base.program import FrozenProgram
+from ..core.entry_point import entry_point
 from ..core.errors import StateError
 from ..core.markers import Quantized
 from ..report.report import Report
@@ -31,6 +32,7 @@ class QuantizedModule(nn.Module, Quantized):
         self._prepared = [source] if isinstance(source, Prepared) else []
         self._compiled = source if isinstance(source, Compiled) else None
 
+    @entry_point
     def freeze(self) -> QuantizedModule:
         """End calibration and compile to int8, as :func:`fxquant.convert` does. Returns self.
 
@@ -41,6 +43,7 @@ class QuantizedModule(nn.Module, Quantized):
             raise StateError("The module is compiled already; freeze() is for a module without calibration data.")
         (prepared,) = self._prepared
         self._compiled = prepared.convert()
+        self._prepared = []  # with its observers and the float weights
         return self
 
     @property
@@ -111,14 +114,21 @@ class QuantizedModule(nn.Module, Quantized):
         """
         if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
-        with torch.no_grad():
-            try:
-                return self._compiled.run(*args, **kwargs)
-            except Exception as error:
-                explained = call_error(self._compiled.module, args, kwargs, error)
-                if explained is None:
-                    raise
-                raise explained from error
+        grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        # Not the context managers of torch: an interrupt in their __exit__ would leave the modes changed.
+        try:
+            torch._C._set_grad_enabled(False)
+            if autocast:
+                torch.set_autocast_enabled("cpu", False)
+            return self._compiled.run(*args, **kwargs)
+        except Exception as error:
+            explained = call_error(self._compiled.module, args, kwargs, error)
+            if explained is None:
+                raise
+            raise explained from error
+        finally:
+            torch._C._set_grad_enabled(grad)
+            torch.set_autocast_enabled("cpu", autocast)
 
     def __repr__(self) -> str:
         return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"

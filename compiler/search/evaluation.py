@@ -13,6 +13,7 @@ from torch import nn
 
 from ..capture.copies import copy_model
 from ..core.errors import ConfigError, SearchError
+from ..core.interrupts import interruptible
 from ..execution.rng import restored_rng
 
 Evaluate = Callable[[nn.Module], float]
@@ -45,7 +46,7 @@ class Evaluation:
         """
         with torch.no_grad(), _seeded(self.seed):
             try:
-                value = self.function(module)
+                value = interruptible(self.function, module)
             except Exception as error:
                 hint = NO_PARAMETERS if isinstance(error, StopIteration) else ""
                 raise SearchError(f"evaluate fails on {name}: {type(error).__name__}: {error}{hint}") from error

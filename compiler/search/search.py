@@ -6,13 +6,11 @@ import contextlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import nn
 
 from ...backends.base.backend import Target
@@ -20,8 +18,9 @@ from ..capture.capture import Leaf
 from ..capture.copies import copy_model
 from ..capture.model_checks import check_model
 from ..core.config import QuantConfig
+from ..core.entry_point import entry_point
 from ..core.errors import BudgetWarning, ConfigError, SearchError
-from ..core.messages import check_positive
+from ..core.messages import check_positive, warn
 from ..core.progress import log, progress_bar, verbosity
 from ..workflows.options import CALIBRATION_BATCHES, Options
 from ..workflows.static import prepare_and_calibrate
@@ -37,6 +36,7 @@ from .workers import Workers
 PARALLEL = 3  # mixes that are evaluated at once through an executor
 
 
+@entry_point
 def search(
     model: nn.Module,
     calibration: Iterable[Any],
@@ -114,27 +114,26 @@ def find_mix(
     check_positive("calibration_batches", calibration_batches)
     evaluation = Evaluation(evaluate, seed)
     reference = copy_model(model).eval()
-    with torch.autocast("cpu", enabled=False):
-        calibrated = prepare_and_calibrate(model, calibration, options, calibration_batches)
-        trials = Trials(resume, calibrated, seed)
-        float_value = evaluation.twice(model)
-        trials.begin(float_value)
-        space = search_space(calibrated, trials.sensitivity)
-        trials.sensitivity = space.sensitivity
-        trials.save()
-        log.info("search: %d mixes on the predicted front", len(space.front))
-        workers = Workers(executor, reference, calibrated, evaluation) if executor is not None else None
-        with progress_bar("search", "mix") as bar:
-            floor = float_value - max_drop
-            evaluator = Evaluator(space, reference, evaluation, trials, floor, deadline, workers, bar)
-            with contextlib.suppress(OutOfTime):
-                Strategy(space, evaluator, 1 if workers is None else PARALLEL).run()
-            chosen, module = choose(evaluator, float_value)
+    calibrated = prepare_and_calibrate(model, calibration, options, calibration_batches)
+    trials = Trials(resume, calibrated, seed)
+    float_value = evaluation.twice(model)
+    trials.begin(float_value)
+    space = search_space(calibrated, trials.sensitivity)
+    trials.sensitivity = space.sensitivity
+    trials.save()
+    log.info("search: %d mixes on the predicted front", len(space.front))
+    workers = Workers(executor, reference, calibrated, evaluation) if executor is not None else None
+    with progress_bar("search", "mix") as bar:
+        floor = float_value - max_drop
+        evaluator = Evaluator(space, reference, evaluation, trials, floor, deadline, workers, bar)
+        with contextlib.suppress(OutOfTime):
+            Strategy(space, evaluator, 1 if workers is None else PARALLEL).run()
+        chosen, module = choose(evaluator, float_value)
     missed = shortfall(evaluator, chosen, float_value)
     if missed and strict and not evaluator.int8_within and missed != NOTHING_FASTER:
         raise SearchError(missed)
     if missed:
-        warnings.warn(BudgetWarning(missed), stacklevel=3)
+        warn(BudgetWarning(missed))
     return search_result(evaluator, chosen, module, float_value)
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from ...backends.base.backend import Target
 from ...backends.registry import create_backend
 from ..capture.capture import Leaf
 from ..core.config import QuantConfig
+from ..core.entry_point import entry_point
 from ..core.errors import ConfigError, SearchError
+from ..core.interrupts import interruptible
+from ..core.locks import process_lock
 from ..execution.sample import Sample
 from ..numerics.observer import Observer
 from ..numerics.stubs import observers_of
@@ -42,7 +43,7 @@ class _Parcel:
 
 
 _made: dict[str, tuple[CalibratedModel, Evaluation]] = {}
-_making = threading.Lock()
+_making = process_lock()
 
 
 class Workers:
@@ -92,7 +93,7 @@ class Workers:
             for mix in mixes:
                 futures.append(self._executor.submit(_evaluate, self._key, self._packed, dict(mix)))
             for future in futures:
-                yield future.result()
+                yield interruptible(future.result)
         except SearchError:
             raise
         except Exception as error:
@@ -119,12 +120,17 @@ def _pickled(parcel: _Parcel) -> bytes:
 
 def _evaluate(key: str, packed: bytes, fp32: Mapping[str, str]) -> float:
     """Runs in a worker. Threads of one process take turns, as they share its random numbers."""
-    with _making, torch.autocast("cpu", enabled=False):
-        if key not in _made:
-            _made.clear()  # the models of searches that are over
-            _made[key] = _unpacked(packed)
-        model, evaluation = _made[key]
-        return evaluation(compile_mix(model, fp32), f"a mix with {len(fp32)} ops in fp32")
+    with _making:
+        return _evaluate_alone(key, packed, fp32)
+
+
+@entry_point
+def _evaluate_alone(key: str, packed: bytes, fp32: Mapping[str, str]) -> float:
+    if key not in _made:
+        _made.clear()  # the models of searches that are over
+        _made[key] = _unpacked(packed)
+    model, evaluation = _made[key]
+    return evaluation(compile_mix(model, fp32), f"a mix with {len(fp32)} ops in fp32")
 
 
 def _unpacked(packed: bytes) -> tuple[CalibratedModel, Evaluation]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from ...backends.ops.units import Unit
+from ...compiler.core.interrupts import checkpoint
 from ...compiler.execution.graphs import GraphCopy, attribute
 from ...compiler.numerics.quantize import along, dequantize_channels
 from .frozen_layers import bias_node, integer_weight
@@ -78,6 +79,7 @@ class RoundingLearner:
         seeded = torch.Generator().manual_seed(0)
         began = time.monotonic()
         for step in range(ITERATIONS):
+            checkpoint()
             done = max(step / ITERATIONS, (time.monotonic() - began) / seconds)
             if done >= 1:
                 break

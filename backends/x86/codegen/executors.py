@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +11,13 @@ from torch import fx, nn
 from ....compiler.core.errors import ConfigError
 from ....compiler.core.progress import log
 from ....compiler.core.tensors import tensors_of
-from ....compiler.execution.inputs import bind_inputs
+from ....compiler.execution.inputs import Signature, bind_inputs
 from ....compiler.execution.timing import interleaved_medians
 from ...base.program import FrozenProgram
+from ..runtime import script
 from ..runtime.engine import ONEDNN, under_engine
-from ..runtime.script import script
+from ..runtime.script import Run
 from .emitter import Emitter
-
-Run = Callable[..., Any]
 
 
 def eager(emitter: Emitter, program: FrozenProgram) -> Run:
@@ -57,29 +55,32 @@ def torchscript(emitter: Emitter, program: FrozenProgram) -> Run:
 
 def traced(emitter: Emitter, program: FrozenProgram) -> Run:
     """The graph traced on the example, called like forward()."""
-    gm = program.module
-    run = trace(emitter, bind_inputs(gm, *program.example))
-    return lambda *args, **kwargs: run(*bind_inputs(gm, args, kwargs))
+    signature = Signature.of(program.module)
+    run = trace(emitter, signature.bind(*program.example))
+    return lambda *args, **kwargs: run(*signature.bind(args, kwargs))
 
 
 def trace(emitter: Emitter, inputs: Sequence[Any]) -> Run:
-    """The graph traced on ``inputs`` and frozen by TorchScript, without its deprecation warnings."""
+    """The graph traced on ``inputs`` and frozen by TorchScript."""
     module = _Traceable(*emitter.compile()).eval()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        run = under_engine(ONEDNN, torch.jit.freeze(torch.jit.trace(module, tuple(inputs), check_trace=False)))
+    run = under_engine(ONEDNN, script.trace(module, inputs))
+    with torch.no_grad():
         for _ in range(3):  # the profiling executor specializes in its first runs
             run(*inputs)
     return run
 
 
 def auto(emitter: Emitter, program: FrozenProgram) -> Run:
-    """The faster of the two. TorchScript only if it gives the same values, also at the double batch size."""
+    """The faster of the two. TorchScript only if it gives the same values, also at another batch size."""
     straight = eager(emitter, program)
     try:
         scripted = traced(emitter, program)
         inputs = bind_inputs(program.module, *program.example)
-        if not (_agree(straight, scripted, inputs) and _agree(straight, scripted, _twice(inputs))):
+        if not _agree(straight, scripted, inputs):
+            return straight
+        # A trace holds the sizes that Python computed. A model that takes no other batch size is not traced.
+        others = (_agree(straight, scripted, resized) for resized in _resized(inputs))
+        if next((agrees for agrees in others if agrees is not None), None) is not True:
             return straight
     except Exception:  # TorchScript raises anything; and a future torch may have none
         return straight
@@ -89,18 +90,28 @@ def auto(emitter: Emitter, program: FrozenProgram) -> Run:
     return scripted if times[1] < times[0] else straight
 
 
-def _agree(straight: Run, script: Run, inputs: Sequence[Any]) -> bool:
+def _agree(straight: Run, scripted: Run, inputs: Sequence[Any]) -> bool | None:
+    """Whether both return the same; None if the model does not take the inputs."""
     with torch.no_grad():
         try:
             expected = straight(*inputs)
-        except Exception:  # the model itself takes no other batch size
-            return True
-        ours, theirs = tensors_of(expected), tensors_of(script(*inputs))
+        except Exception:
+            return None
+        ours, theirs = tensors_of(expected), tensors_of(scripted(*inputs))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _twice(inputs: Sequence[Any]) -> list[Any]:
-    return [torch.cat([x, x]) if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+def _resized(inputs: Sequence[Any]) -> Iterator[list[Any]]:
+    """The inputs with other batch sizes: twice as many, one more, one less."""
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor) and x.dim()]
+
+    def mapped(function: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+        return [function(x) if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+
+    yield mapped(lambda x: torch.cat([x, x]))
+    yield mapped(lambda x: torch.cat([x, x[:1]]))
+    if all(len(x) > 1 for x in tensors):
+        yield mapped(lambda x: x[1:])
 
 
 EXECUTORS: dict[str, Callable[[Emitter, FrozenProgram], Run]] = {
@@ -123,7 +134,8 @@ def graph_forms(gm: fx.GraphModule, executor: str) -> list[Run]:
     for node in graph.nodes:
         node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
     try:
-        return [script(fx.GraphModule(gm, graph).eval()), gm.forward]
+        scripted, signature = script.script(fx.GraphModule(gm, graph).eval()), Signature.of(gm)
+        return [lambda *args, **kwargs: scripted(*signature.bind(args, kwargs)), gm.forward]
     except Exception as error:  # TorchScript raises anything; and a future torch may have none
         if executor == "torchscript":
             raise no_torchscript(error) from error

@@ -13,8 +13,7 @@ from ....compiler.core.qparams import QParams
 from ...base.weights import IntegerWeight
 from ..codegen.emitter import Emitter
 from ..runtime.cpu import has_vnni
-from ..runtime.engine import ONEDNN, available
-from ..runtime.engine import engine as set_engine
+from ..runtime.engine import ONEDNN, available, run_under
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ class Int8Call:
         key = key or engine
         if key not in self.packed:
             assert self.weight is not None
-            with set_engine(engine):
-                self.packed[key] = pack(qint8(self.weight), self.bias)
+            self.packed[key] = run_under(engine, pack, qint8(self.weight), self.bias)
         return self.packed[key]
 
     @property

@@ -12,7 +12,7 @@ from ....compiler.execution.inputs import bind_inputs
 from ....compiler.execution.visitor import Visitor
 from ...base.frozen_nodes import is_quantize
 from ..codegen.emitter import Emitter
-from ..runtime.engine import ONEDNN, engine
+from ..runtime.engine import ONEDNN, run_under
 
 
 class KernelErrors:
@@ -54,6 +54,5 @@ class KernelErrors:
         inputs = bind_inputs(self._program, args, kwargs)
         Visitor(self._program, keep).run(*inputs)
         lowered = Visitor(nn.Module(), compare, graph=self._emitter.graph, attributes=self._emitter.constants)
-        with engine(ONEDNN):
-            lowered.run(*inputs)
+        run_under(ONEDNN, lowered.run, *inputs)
         return errors

@@ -2,102 +2,134 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ....compiler.core.interrupts import checkpoint
+
 FBGEMM, ONEDNN, QNNPACK = "fbgemm", "onednn", "qnnpack"
 
 
-class _Room:
-    """Threads that want the same engine share the room; threads that want another one wait until it is empty.
+class _Call:
+    """One call that needs the engine ``name``.
 
-    The first thread to enter sets the engine, the last to leave puts the user's engine back. Threads enter in the order
-    of their arrival, so that a stream of callers of one engine does not starve the others.
+    Attributes:
+        admitted: set when the call may run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.admitted = threading.Event()
+
+
+class _Room:
+    """Calls that need the same engine share the room; calls that need another one wait until it is empty.
+
+    The first call to enter sets the engine, the last to leave puts the user's engine back. Calls enter in the order of
+    their arrival, so that a stream of calls for one engine does not starve the others.
+
+    An exception may come between any two lines. So what is in the room is a set of calls, not a number, and each step
+    can be done again.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._engine, self._users, self._outer = "", 0, ""
-        self._queue: deque[int] = deque()
-        self._last = 0
+        self._lock = threading.Lock()
+        self._inside: set[_Call] = set()
+        self._queue: deque[_Call] = deque()
+        self._outer: str | None = None  # the user's engine, while ours is set
         self._own = threading.local()
 
-    def enter(self, name: str) -> None:
-        inside: list[str] = self._own.__dict__.setdefault("engines", [])
-        if inside and inside[-1] != name:
-            self._exit()  # this thread held another engine; leave() takes it again
-        if not inside or inside[-1] != name:
-            self._wait(name)
-        inside.append(name)
+    def run(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call ``function`` under the engine ``name``."""
+        holds: list[_Call] = self._own.__dict__.setdefault("holds", [])
+        if holds and holds[-1].name == name:
+            return function(*args, **kwargs)
+        outer, call = (holds[-1] if holds else None), _Call(name)
+        try:
+            try:
+                if outer is not None:
+                    self._leave(outer)
+                self._enter(call)
+                holds.append(call)
+                return function(*args, **kwargs)
+            finally:
+                self._end(call, outer, holds)
+        finally:  # again: an interrupt may have cut the first short
+            self._end(call, outer, holds)
 
-    def leave(self) -> None:
-        inside: list[str] = self._own.engines
-        name = inside.pop()
-        if not inside or inside[-1] != name:
-            self._exit()
-        if inside and inside[-1] != name:
-            self._wait(inside[-1])
+    def _end(self, call: _Call, outer: _Call | None, holds: list[_Call]) -> None:
+        if call in holds:
+            holds.remove(call)
+        self._leave(call)
+        if outer is not None and outer not in self._inside:
+            self._enter(outer)
 
-    def _wait(self, name: str) -> None:
-        with self._changed:
-            ticket, self._last = self._last, self._last + 1
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] == ticket and (not self._users or self._engine == name))
-            self._queue.popleft()
-            self._changed.notify_all()
-            if not self._users:
-                self._outer = torch.backends.quantized.engine
-                torch.backends.quantized.engine = self._engine = name
-            self._users += 1
+    def _enter(self, call: _Call) -> None:
+        with self._lock:
+            if call not in self._queue:
+                call.admitted = threading.Event()
+                self._queue.append(call)
+            self._admit()
+        while not call.admitted.wait(timeout=0.05):
+            checkpoint()
 
-    def _exit(self) -> None:
-        with self._changed:
-            self._users -= 1
-            if not self._users:
-                torch.backends.quantized.engine = self._outer
-            self._changed.notify_all()
+    def _leave(self, call: _Call) -> None:
+        with self._lock:
+            self._inside.discard(call)
+            if call in self._queue:
+                self._queue.remove(call)
+            self._admit()
+
+    def _admit(self) -> None:
+        """Let calls in, and set the engine that those inside need."""
+        while self._queue and (not self._inside or next(iter(self._inside)).name == self._queue[0].name):
+            self._inside.add(self._queue[0])
+            self._set()
+            self._queue.popleft().admitted.set()
+        self._set()
+
+    def _set(self) -> None:
+        engines = torch.backends.quantized
+        if self._inside:
+            name = next(iter(self._inside)).name
+            if self._outer is None:
+                self._outer = engines.engine
+            if engines.engine != name:
+                engines.engine = name
+        elif self._outer is not None:
+            engines.engine = self._outer
+            self._outer = None
+
+    def forked(self) -> None:
+        """In the child of a fork, no other thread goes on: only the calls of this one are inside."""
+        self._lock = threading.Lock()
+        self._inside &= set(self._own.__dict__.get("holds", []))
+        self._queue.clear()
+        self._set()
 
 
 _room = _Room()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_room.forked)
 
 
-@contextmanager
-def engine(name: str) -> Iterator[None]:
-    """Within it, torch's quantized engine is ``name``. Packing of weights and some kernels depend on it."""
-    _room.enter(name)
-    try:
-        yield
-    finally:
-        _room.leave()
+def run_under(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call ``function`` under the engine ``name``. Packing of weights and some kernels depend on it."""
+    return _room.run(name, function, args, kwargs)
 
 
 def under_engine(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, run under the engine ``name``."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        _room.enter(name)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _room.leave()
-
-    return run
+    return functools.partial(run_under, name, function)
 
 
 def available() -> tuple[str, ...]:
     """The engines of this build of torch with kernels for convolutions and linear layers."""
     supported = torch.backends.quantized.supported_engines
     return tuple(e for e in (FBGEMM, ONEDNN) if e in supported)
-
-
-def swallow_deprecation_warning() -> None:
-    """Trigger and hide the warning about quantized dtypes (pytorch#184982) that torch issues once per process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)

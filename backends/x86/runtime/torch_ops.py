@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .engine import QNNPACK, engine
+from .engine import QNNPACK, run_under
 
 _library = torch.library.Library("fxquant", "DEF")
 
@@ -31,8 +31,7 @@ def from_bytes(x: Tensor, scale: float, zero_point: int) -> Tensor:
 @torch.library.impl(_library, "silu", "QuantizedCPU")
 def silu(x: Tensor, scale: float, zero_point: int) -> Tensor:
     """``x * sigmoid(x)``: QNNPACK takes the sigmoid of an integer from a table of 256 values."""
-    with engine(QNNPACK):
-        gate = torch.ops.aten.sigmoid.default(x)
+    gate = run_under(QNNPACK, torch.ops.aten.sigmoid.default, x)
     return torch.ops.quantized.mul.default(x, gate, scale, zero_point)
 
 

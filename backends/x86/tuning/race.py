@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ....compiler.execution.timing import interleaved_medians
 from ..codegen.emitter import Emitter
-from ..codegen.executors import Run, trace
+from ..codegen.executors import trace
 from ..kernels.calls import Candidate, Int8Call, Operand
 from ..kernels.fp32 import in_fp32
+from ..runtime.script import Run
 
 EAGER, TORCHSCRIPT = "eager", "torchscript"
 ROUNDS = 7

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxquant.backends.x86.runtime.engine import available
-from fxquant.backends.x86.runtime.engine import engine as set_engine
+from fxquant.backends.x86.runtime.engine import available, run_under
 from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
 from .support import compiled, oracle, seeded, sqnr
@@ -72,17 +71,26 @@ def test_engine_of_the_user_stays(engine: str) -> None:
 
 def test_engine_after_a_failure_inside() -> None:
     before = torch.backends.quantized.engine
-    with pytest.raises(ZeroDivisionError), set_engine("onednn"):
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        run_under("onednn", lambda: 1 / 0)
     assert torch.backends.quantized.engine == before
 
 
 def test_nested_engines() -> None:
     before = torch.backends.quantized.engine
-    with set_engine("onednn"):
-        with set_engine("fbgemm"):
-            assert torch.backends.quantized.engine == "fbgemm"
-        assert torch.backends.quantized.engine == "onednn"
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(torch.backends.quantized.engine)
+
+    def outer() -> None:
+        look()
+        run_under("fbgemm", look)
+        look()
+        run_under("onednn", look)
+
+    run_under("onednn", outer)
+    assert seen == ["onednn", "fbgemm", "onednn", "onednn"]
     assert torch.backends.quantized.engine == before
 
 
@@ -110,8 +118,7 @@ def test_concurrent_calls() -> None:
             start.wait()
             for _ in range(20):
                 for name in available():
-                    with set_engine(name):
-                        assert torch.backends.quantized.engine == name
+                    assert run_under(name, lambda: torch.backends.quantized.engine) == name
         except Exception as error:
             wrong.append(repr(error))
 

@@ -16,8 +16,7 @@ from fxquant.backends.base.weights import IntegerWeight
 from fxquant.backends.x86.backend import X86Backend
 from fxquant.backends.x86.bindings.saturation import HEADROOM
 from fxquant.backends.x86.kernels import calls
-from fxquant.backends.x86.runtime.engine import available
-from fxquant.backends.x86.runtime.engine import engine as set_engine
+from fxquant.backends.x86.runtime.engine import available, run_under
 from fxquant.compiler.core.config import QuantConfig
 from fxquant.passes.dynamic.layer_maker import row_of
 from fxquant.passes.layers.weight_grid import LayerWeight, quantize_weight
@@ -74,22 +73,15 @@ def kernel(layer: nn.Module, quantized: IntegerWeight, x: Tensor, engine: str, s
     if x.dim() == 4:
         x = x.contiguous(memory_format=torch.channels_last)
     qx = torch._make_per_tensor_quantized_tensor(x, 1.0, 0)
-    with set_engine(engine):
-        if isinstance(layer, nn.Linear):
-            packed = Q.linear_prepack(w, None)
-        else:
-            assert isinstance(layer, nn.Conv2d)
-            packed = Q.conv2d_prepack(
-                w,
-                None,
-                list(layer.stride),
-                list(layer.padding),
-                list(layer.dilation),
-                layer.groups,
-            )
-    with set_engine(engine):
-        run: Any = Q.linear.default if isinstance(layer, nn.Linear) else Q.conv2d.new
-        return run(qx, packed, scale, zero).int_repr()
+    if isinstance(layer, nn.Linear):
+        packed = run_under(engine, Q.linear_prepack, w, None)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        options = list(layer.stride), list(layer.padding), list(layer.dilation)
+        packed = run_under(engine, Q.conv2d_prepack, w, None, *options, layer.groups)
+    run: Any = Q.linear.default if isinstance(layer, nn.Linear) else Q.conv2d.new
+    result: Tensor = run_under(engine, run, qx, packed, scale, zero)
+    return result.int_repr()
 
 
 def check(layer: nn.Module, quantized: IntegerWeight, high: Tensor, engine: str, size: tuple[int, ...]) -> None:

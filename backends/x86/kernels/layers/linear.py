@@ -10,7 +10,7 @@ from torch import Tensor
 from ....base.dynamic_layer import DynamicLayer
 from ....base.dynamic_spec import DynamicSpec
 from ....base.weights import IntegerWeight
-from ...runtime.engine import FBGEMM, engine
+from ...runtime.engine import FBGEMM, run_under
 from ..calls import qint8
 from .steps import multiply
 
@@ -19,10 +19,9 @@ Q = torch.ops.quantized
 
 def packed_linear(weight: IntegerWeight | Tensor, bias: Tensor | None) -> Any:
     """A matrix (outputs, inputs), int8 or fp16, and its bias, packed for fbgemm."""
-    with engine(FBGEMM):
-        if isinstance(weight, IntegerWeight):
-            return Q.linear_prepack(qint8(weight), bias)
-        return Q.linear_prepack_fp16(weight.float(), bias)
+    if isinstance(weight, IntegerWeight):
+        return run_under(FBGEMM, Q.linear_prepack, qint8(weight), bias)
+    return run_under(FBGEMM, Q.linear_prepack_fp16, weight.float(), bias)
 
 
 class DynamicLinear(DynamicLayer):

@@ -1,0 +1,131 @@
+"""Signals wait while fxquant works, and are delivered where nothing is half done.
+
+A handler that raises (Ctrl-C raises KeyboardInterrupt) may run between any two lines, also in a ``finally`` or in the
+``__exit__`` of a context manager, which then leaves the process changed. So the handlers of the main thread are called
+at checkpoints only: between batches, ops and steps. A user's function runs with its signals delivered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PATIENCE = 2.0  # seconds after which a second signal of the same kind is delivered at once
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGBREAK")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+class _Hold:
+    """Takes the place of the handlers of the main thread.
+
+    Attributes:
+        handlers: the user's handlers.
+        pending: signals that wait, with the time of the first of their kind.
+        immediate: signals are delivered at once: a user's function runs.
+    """
+
+    def __init__(self) -> None:
+        self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
+        self.pending: dict[int, float] = {}
+        self.immediate = False
+
+    def install(self) -> None:
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self.handlers[number] = handler
+                signal.signal(number, self._receive)
+
+    def remove(self) -> None:
+        """Put the user's handlers back. May be called again."""
+        for number, handler in self.handlers.items():
+            if signal.getsignal(number) == self._receive:
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.immediate and now - self.pending.setdefault(number, now) < PATIENCE:
+            return
+        # What the handler raises must not be interrupted while it cleans up.
+        before, self.immediate = self.immediate, False
+        self.pending.pop(number, None)
+        self.handlers[number](number, frame)
+        self.immediate = before
+
+    def deliver(self) -> None:
+        """Call the handlers of the signals that wait."""
+        while self.pending:
+            number, _ = self.pending.popitem()
+            self.handlers[number](number, None)
+
+
+_hold: _Hold | None = None  # of the main thread
+
+
+def held(function: Callable[P, R]) -> Callable[P, R]:
+    """``function``, during which signals wait for a checkpoint or for its end. In other threads there are none."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if threading.get_ident() != threading.main_thread().ident:
+            return function(*args, **kwargs)
+        return _outermost(function, args, kwargs) if _hold is None else _inner(_hold, function, args, kwargs)
+
+    return run
+
+
+def _outermost(function: Callable[..., R], args: Any, kwargs: Any) -> R:
+    global _hold
+    hold = _Hold()
+    try:
+        try:
+            _hold = hold
+            hold.install()
+            return function(*args, **kwargs)
+        finally:
+            _hold = None
+            hold.remove()
+    finally:  # again: a signal that does not wait may have come between
+        _hold = None
+        hold.remove()
+        hold.deliver()
+
+
+def _inner(hold: _Hold, function: Callable[..., R], args: Any, kwargs: Any) -> R:
+    """Called by a user's function, or by another held one."""
+    before = hold.immediate
+    try:
+        hold.immediate = False
+        return function(*args, **kwargs)
+    finally:
+        hold.immediate = before
+        if before:
+            hold.deliver()
+
+
+def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a user's function: signals are delivered at once."""
+    if _hold is None or threading.get_ident() != threading.main_thread().ident:
+        return function(*args, **kwargs)
+    hold = _hold
+    hold.deliver()
+    try:
+        hold.immediate = True
+        return function(*args, **kwargs)
+    finally:
+        hold.immediate = False
+
+
+def checkpoint() -> None:
+    """A place where a signal may be delivered: nothing is half done here."""
+    if _hold is not None and _hold.pending and threading.get_ident() == threading.main_thread().ident:
+        _hold.deliver()
