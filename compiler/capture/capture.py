@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..core.errors import CaptureError, ConfigError
 from ..core.messages import nearest, user_line
+from ..execution.graphs import ModelGraph
 from .copies import copy_model, modes_kept
 from .tracer import SEQUENCES, Tracer
 
@@ -31,7 +32,7 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModu
     """
     work = copy_model(model).eval()
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
-    return fx.GraphModule(tracer.root, graph, type(model).__name__)
+    return ModelGraph(tracer.root, graph, type(model).__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def capture_modes(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> BothMo
         identities = frozenset(first.returned_input - first.computed)
         tracer, evaluating = _trace(model, paths | identities, classes)
         _, training = _trace(model.train(), paths | identities, classes)
-    return BothModes(fx.GraphModule(tracer.root, evaluating, type(model).__name__), training, identities)
+    return BothModes(ModelGraph(tracer.root, evaluating, type(model).__name__), training, identities)
 
 
 def _trace(model: nn.Module, paths: frozenset[str], classes: tuple[type[nn.Module], ...]) -> tuple[Tracer, fx.Graph]:

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import linecache
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+
+
+class ModelGraph(fx.GraphModule):
+    """A graph module whose generated source is freed with it. ``torch.fx`` alone keeps the source of all for ever."""
+
+    def recompile(self) -> Any:
+        _forget_source(self.forward.__code__.co_filename)
+        result = super().recompile()
+        weakref.finalize(self, _forget_source, self.forward.__code__.co_filename).atexit = False
+        return result
+
+
+def _forget_source(key: str) -> None:
+    if torch.fx.graph_module._loader.eval_cache.pop(key, None) is not None:
+        linecache.cache.pop(key, None)
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,7 @@ def copy_graph(gm: fx.GraphModule) -> GraphCopy:
     """Copy the graph of ``gm``. A rewrite of either leaves the other as it is."""
     graph, of = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.output(graph.graph_copy(gm.graph, of))
-    return GraphCopy(fx.GraphModule(gm, graph), of)
+    return GraphCopy(ModelGraph(gm, graph), of)
 
 
 def with_nodes(value: Any, of: Mapping[fx.Node, fx.Node]) -> Any:

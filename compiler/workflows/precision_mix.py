@@ -13,7 +13,7 @@ from ...backends.ops.units import Unit
 from ...passes.analysis.assignment import Assignment
 from ...passes.quantization.place import PlaceObservers, make_observer
 from ..execution.batches import run_batch
-from ..execution.graphs import called_module
+from ..execution.graphs import ModelGraph, called_module
 from ..numerics.observer import Observer
 from ..numerics.observers import FixedObserver
 from ..numerics.stubs import DeQuantStub, observer_of, observers_of
@@ -58,7 +58,7 @@ def _without_observers(model: CalibratedModel) -> CalibratedModel:
             of[node] = of[node.args[0]]
         else:
             of[node] = graph.node_copy(node, of.__getitem__)
-    gm = fx.GraphModule(model.gm, graph)
+    gm = ModelGraph(model.gm, graph)
     copies: dict[int, object] = {}  # one memo for all, so that shared modules and parameters stay shared
     for node in graph.nodes:
         path = str(node.target)

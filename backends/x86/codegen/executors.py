@@ -11,6 +11,7 @@ from torch import fx, nn
 from ....compiler.core.errors import ConfigError
 from ....compiler.core.progress import log
 from ....compiler.core.tensors import tensors_of
+from ....compiler.execution.graphs import ModelGraph
 from ....compiler.execution.inputs import Signature, bind_inputs
 from ....compiler.execution.timing import interleaved_medians
 from ...base.program import FrozenProgram
@@ -134,7 +135,7 @@ def graph_forms(gm: fx.GraphModule, executor: str) -> list[Run]:
     for node in graph.nodes:
         node.type = None  # fx writes annotations that TorchScript cannot read; all inputs are tensors
     try:
-        scripted, signature = script.script(fx.GraphModule(gm, graph).eval()), Signature.of(gm)
+        scripted, signature = script.script_module(ModelGraph(gm, graph).eval()), Signature.of(gm)
         return [lambda *args, **kwargs: scripted(*signature.bind(args, kwargs)), gm.forward]
     except Exception as error:  # TorchScript raises anything; and a future torch may have none
         if executor == "torchscript":

@@ -17,50 +17,74 @@ Run = Callable[..., Any]
 _compiling = process_lock()  # TorchScript's tracer and compiler keep state of the process
 
 
-def script(what: Any) -> Any:
-    """Compile a function, or a module with its constants frozen. Raises whatever TorchScript raises."""
+def script(function: Callable[..., Any]) -> Any:
+    """Compile a function. Raises whatever TorchScript raises."""
+    return _alone(lambda: torch.jit.script(function))
 
-    def make() -> Any:
-        compiled = torch.jit.script(what)
-        return _frozen(compiled, type(what)) if isinstance(what, nn.Module) else compiled
+
+def script_module(module: nn.Module) -> Run:
+    """Compile the forward() of ``module``. Raises whatever TorchScript raises.
+
+    It is not frozen: that gains nothing where kernels do the work, and TorchScript would keep more for ever.
+    """
+
+    def make() -> Run:
+        compiled = torch.jit.script(module)
+        graph = compiled.graph.copy()
+        torch._C._jit_pass_inline(graph)
+        return _Owned(graph, compiled, module).run
 
     return _alone(make)
 
 
 def trace(module: nn.Module, inputs: Sequence[Any]) -> Run:
     """The computation of ``module`` on ``inputs``, with its constants frozen. Raises whatever TorchScript raises."""
-    return _alone(lambda: _frozen(torch.jit.trace(module, tuple(inputs), check_trace=False), type(module)))
+
+    def make() -> Run:
+        traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
+        frozen = torch.jit.freeze(traced)
+        owned = _Owned(frozen.graph.copy(), frozen, module)
+        _empty(traced.graph)
+        return owned.run
+
+    return _alone(make)
 
 
-def _frozen(module: Any, kind: type) -> Run:
-    """The forward() of a TorchScript module as a function that owns its constants.
+class _Owned:
+    """A graph as a function that owns its constants.
 
     TorchScript keeps the types of all modules for ever, and with them the graphs of their methods, which hold the
-    constants. So the graph moves into a function of its own, which is freed with its last user.
-    """
-    frozen = torch.jit.freeze(module)
-    graph = frozen.graph.copy()
-    # Frozen code reads self only for what cannot be a constant: oneDNN's own tensors.
-    own = [frozen] if next(graph.inputs()).uses() else []
-    if not own:
-        graph.eraseInput(0)
-    run = torch._C._create_function_from_graph("forward", graph)
-    for left in (frozen.graph, module.graph):
-        for _ in list(left.outputs()):
-            left.eraseOutput(0)
-        for node in reversed(list(left.nodes())):
-            node.destroy()
-    torch.jit._recursive.concrete_type_store.type_store.pop(kind, None)
+    constants. So the graph becomes a function of its own, which is freed with its last user.
 
-    def call(*args: Any) -> Any:
+    Args:
+        graph: a copy of the graph of ``compiled``.
+        compiled: the module of TorchScript; its graph is emptied.
+        source: what it was made from.
+    """
+
+    def __init__(self, graph: Any, compiled: Any, source: nn.Module) -> None:
+        # Frozen code reads self only for what cannot be a constant: oneDNN's own tensors.
+        self._own = [compiled] if next(graph.inputs()).uses() else []
+        if not self._own:
+            graph.eraseInput(0)
+        self._function = torch._C._create_function_from_graph("forward", graph)
+        _empty(compiled.graph)
+        torch.jit._recursive.concrete_type_store.type_store.pop(type(source), None)
+
+    def run(self, *args: Any) -> Any:
         try:
-            return run(*own, *args)
+            return self._function(*self._own, *args)
         except RuntimeError as error:
             if "KeyboardInterrupt" in str(error):  # raised in one of our Python ops
                 raise KeyboardInterrupt from error
             raise
 
-    return call
+
+def _empty(graph: Any) -> None:
+    for _ in list(graph.outputs()):
+        graph.eraseOutput(0)
+    for node in reversed(list(graph.nodes())):
+        node.destroy()
 
 
 def _alone(make: Callable[[], Any]) -> Any:
@@ -75,6 +99,7 @@ def _ignore(message: str, category: type[Warning]) -> Any:
 
 _QUIET = (
     _ignore(r"`torch\.jit\.\w+` is deprecated", DeprecationWarning),
+    _ignore(r"The TorchScript type system doesn't support instance-level annotations", UserWarning),
     _ignore("", torch.jit._trace.TracerWarning),
     _ignore(r"torch\.quantize_per_tensor, torch\.quantize_per_channel", UserWarning),  # pytorch#184982
 )
