@@ -30,7 +30,7 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModu
         ModelError: the model cannot be copied.
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
-    work = copy_model(model).eval()
+    work = copy_model(model).eval().requires_grad_(False)
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
     return ModelGraph(tracer.root, graph, type(model).__name__)
 

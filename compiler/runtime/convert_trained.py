@@ -26,7 +26,7 @@ def convert_trained(prepared: QATModule) -> Compiled:
         ModelError: its parameters are not fp32 on the CPU, or hold NaN or inf.
     """
     check_tensors(prepared)
-    trained = copy.deepcopy(prepared).eval()
+    trained = copy.deepcopy(prepared).eval().requires_grad_(False)
     sample = trained.training_model.prepared.sample
     expected = run_batches(trained, sample, "run the trained module")
     result = convert_training(trained.training_model)

@@ -33,10 +33,10 @@ class _Traceable(nn.Module):
         super().__init__()
         self._run = forward
         for name, value in constants.items():
-            if isinstance(value, torch.Tensor):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
+            if isinstance(value, torch.Tensor) and value.is_mkldnn:
+                self.register_buffer(name, value)  # it cannot be a constant of the trace
+            else:  # modules are not registered: TorchScript would keep a type for each
+                self.__dict__[name] = value
 
     def forward(self, *args: Any) -> Any:
         return self._run(self, *args)

@@ -23,57 +23,38 @@ def script(function: Callable[..., Any]) -> Any:
 
 
 def script_module(module: nn.Module) -> Run:
-    """Compile the forward() of ``module``. Raises whatever TorchScript raises.
-
-    It is not frozen: that gains nothing where kernels do the work, and TorchScript would keep more for ever.
-    """
-
-    def make() -> Run:
-        compiled = torch.jit.script(module)
-        graph = compiled.graph.copy()
-        torch._C._jit_pass_inline(graph)
-        return _Owned(graph, compiled, module).run
-
-    return _alone(make)
+    """Compile the forward() of ``module``. Raises whatever TorchScript raises."""
+    return _alone(lambda: _Owned(torch.jit.script(module), module).run)
 
 
 def trace(module: nn.Module, inputs: Sequence[Any]) -> Run:
-    """The computation of ``module`` on ``inputs``, with its constants frozen. Raises whatever TorchScript raises."""
-
-    def make() -> Run:
-        traced = torch.jit.trace(module, tuple(inputs), check_trace=False)
-        frozen = torch.jit.freeze(traced)
-        owned = _Owned(frozen.graph.copy(), frozen, module)
-        _empty(traced.graph)
-        return owned.run
-
-    return _alone(make)
+    """The computation of ``module`` on ``inputs``. Raises whatever TorchScript raises."""
+    return _alone(lambda: _Owned(torch.jit.trace(module, tuple(inputs), check_trace=False), module).run)
 
 
 class _Owned:
-    """A graph as a function that owns its constants.
+    """The forward() of a TorchScript module as a function that owns its graph.
 
-    TorchScript keeps the types of all modules for ever, and with them the graphs of their methods, which hold the
-    constants. So the graph becomes a function of its own, which is freed with its last user.
+    TorchScript keeps the types of all modules for ever, and with them the graphs of their methods, which hold
+    constants. So the graph becomes a function of its own, which is freed with its last user. It is not frozen: that
+    copies the graph into one more type, and makes nothing faster where kernels do the work.
 
     Args:
-        graph: a copy of the graph of ``compiled``.
-        compiled: the module of TorchScript; its graph is emptied.
+        compiled: the module; its graph is emptied.
         source: what it was made from.
     """
 
-    def __init__(self, graph: Any, compiled: Any, source: nn.Module) -> None:
-        # Frozen code reads self only for what cannot be a constant: oneDNN's own tensors.
-        self._own = [compiled] if next(graph.inputs()).uses() else []
-        if not self._own:
-            graph.eraseInput(0)
+    def __init__(self, compiled: Any, source: nn.Module) -> None:
+        graph = compiled.graph.copy()
+        torch._C._jit_pass_inline(graph)
+        self._module = compiled
         self._function = torch._C._create_function_from_graph("forward", graph)
         _empty(compiled.graph)
         torch.jit._recursive.concrete_type_store.type_store.pop(type(source), None)
 
     def run(self, *args: Any) -> Any:
         try:
-            return self._function(*self._own, *args)
+            return self._function(self._module, *args)
         except RuntimeError as error:
             if "KeyboardInterrupt" in str(error):  # raised in one of our Python ops
                 raise KeyboardInterrupt from error
