@@ -66,7 +66,7 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Latencies:
-    """Milliseconds on this machine, measured on the example.
+    """Milliseconds on this machine, on the example: measured, or estimated by a cost model.
 
     Attributes:
         int8, fp32: of each op in that precision, by the name of its first node.

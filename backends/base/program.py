@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ class FrozenProgram:
         module: the graph.
         example: a batch of calibration data, which gives the signature.
         fp32: ops that stay in fp32 although they may stand between a ``dequantize`` and a ``quantize``.
+        deterministic: measured times must not change the result; they choose between kernels of the same result.
         keep_roundings: the model was trained with its roundings, so that a backend must not leave any out.
     """
 
@@ -38,6 +39,7 @@ class FrozenProgram:
     example: Batch
     fp32: frozenset[fx.Node] = frozenset()
     keep_roundings: bool = False
+    deterministic: bool = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenProgram:
         """A copy of the graph; tensors are shared, as nothing may change them."""
@@ -84,8 +86,7 @@ def copy_program(program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer
             gm.set_submodule(path, made[module])
         elif not made.keys().isdisjoint(module.modules()):
             gm.set_submodule(path, _with_layers(module, made))
-    fp32 = with_nodes(program.fp32, copied.of)
-    return ProgramCopy(FrozenProgram(gm, program.example, fp32, program.keep_roundings), copied.of)
+    return ProgramCopy(replace(program, module=gm, fp32=with_nodes(program.fp32, copied.of)), copied.of)
 
 
 def _with_layers(module: nn.Module, made: Mapping[nn.Module, DynamicLayer]) -> nn.Module:

@@ -31,6 +31,11 @@ class IntegerWeight:
         """Bytes of the integers and of the fp32 scales."""
         return tensor_bytes(self.integers) + 4 * self.scale.numel()
 
+    def fingerprint(self) -> int:
+        """Equal for equal weights, in this process."""
+        parts = (self.integers, self.scale, self.zero_point)
+        return hash((tuple(self.integers.shape), self.axis, *(t.contiguous().numpy().tobytes() for t in parts)))
+
     def dequantized(self) -> Tensor:
         """The fp32 values of the integers; weights of images are in channels_last."""
         values = dequantize_channels(self.integers, self.scale, self.zero_point, self.axis)

@@ -19,7 +19,7 @@ from .codegen.executors import EXECUTORS, graph_forms
 from .lowering.fp32_entry import drop_entry_pairs
 from .lowering.fuse import fuse
 from .lowering.kernel_errors import KernelErrors
-from .lowering.latencies import measure_latencies
+from .lowering.latencies import find_latencies
 from .lowering.lower import Lowering
 from .lowering.program_view import ProgramView
 from .runtime.cpu import has_vnni
@@ -75,10 +75,10 @@ class X86Backend:
         return graph_forms(gm, self.executor)
 
     def latencies(self, program: FrozenProgram) -> Latencies:
-        """Measured once, then read from the cache on disk."""
-        measured = measure_latencies(ProgramView(program), self.tuner)
+        """By a cost model if the program is deterministic; else measured once, then read from the cache on disk."""
+        found = find_latencies(ProgramView(program), self.tuner.costs(program.deterministic))
         self.tuner.save()
-        return measured
+        return found
 
     def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
         """Fuse where that is faster, choose kernels, emit."""
@@ -86,10 +86,11 @@ class X86Backend:
         executed = copied.program
         view = ProgramView(executed, {copied.of.get(n, n): v for n, v in program.values.items()})
         if not program.keep_roundings:  # both drop pairs
-            entered, fused = drop_entry_pairs(view, self.tuner), fuse(view, self.tuner)
+            costs = self.tuner.costs(program.deterministic)
+            entered, fused = drop_entry_pairs(view, costs), fuse(view, costs)
             log.info("x86: %d first ops compute in fp32, %d ops are fused into the one before", entered, fused)
             view = ProgramView(executed, view.values)
-        lowering = Lowering(view, self.tuner)
+        lowering = Lowering(view, self.tuner, program.deterministic)
         lowering.emit()
         self.tuner.save()
         with stage("build the lowered graph"):

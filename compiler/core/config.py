@@ -38,8 +38,9 @@ _VALID = {
     **dict.fromkeys(SWITCHES, get_args(Switch)),
     "relu6_as_relu": (True, False),
     "mixed_precision": (True, False),
+    "deterministic": (True, False),
 }
-_WHOLE_MODEL = ("relu6_as_relu", "rounding_seconds", "mixed_precision")
+_WHOLE_MODEL = ("relu6_as_relu", "rounding_seconds", "mixed_precision", "deterministic")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class QuantConfig:
             (:mod:`fxquant.passes.quantization.correct_bias`). ``"auto"``: if the error of the model's output falls.
         mixed_precision: leave ops in fp32 that ruin the output in int8, or are slower in int8
             (:mod:`fxquant.compiler.workflows.mixed_precision`). Only "static" reads it.
+        deterministic: the same model and data give the same result in every compilation on one kind of CPU, however
+            busy the machine is: a cost model decides what is faster in int8, and measured times choose only between
+            kernels that give the same integers. False: measured times decide. :func:`fxquant.search` always measures.
         relu6_as_relu: replace every ReLU6 by ReLU, so that equalization can pass it. This changes the function.
         overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
             includes all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``). A
@@ -93,6 +97,7 @@ class QuantConfig:
     absorb_bias: Switch = "auto"
     correct_bias: Switch = "auto"
     mixed_precision: bool = True
+    deterministic: bool = True
     relu6_as_relu: bool = False
     overrides: Mapping[str | type[nn.Module], Override] = field(default_factory=dict)
 

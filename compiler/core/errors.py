@@ -39,6 +39,10 @@ class BudgetWarning(UserWarning):
     """A search found no int8 mix that is within the budget, or none that is faster than fp32."""
 
 
+class TimingWarning(UserWarning):
+    """Measured times leave most layers in fp32, which may be due to other work on the machine."""
+
+
 class CallError(FxquantError, RuntimeError):
     """A compiled module was called with a value that one of its layers does not take."""
 

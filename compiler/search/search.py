@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -112,6 +113,7 @@ def find_mix(
     if not options.backend.measures_latency:
         raise ConfigError(NEEDS_LATENCIES.format(options.backend.name))
     check_positive("calibration_batches", calibration_batches)
+    options = replace(options, config=replace(options.config, deterministic=False))  # to search is to measure
     evaluation = Evaluation(evaluate, seed)
     reference = copy_model(model).eval()
     calibrated = prepare_and_calibrate(model, calibration, options, calibration_batches)

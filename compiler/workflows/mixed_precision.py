@@ -21,6 +21,8 @@ from ...passes.analysis.ruinous_ops import (
     with_pass_through_ops,
 )
 from ...passes.analysis.slower_ops import slower_ops
+from ..core.errors import TimingWarning
+from ..core.messages import warn
 from ..core.progress import log
 from .precision_mix import with_fp32_ops
 from .stages import CalibratedModel, FrozenModel
@@ -98,8 +100,18 @@ class _Choice:
     def _slower(self, ruinous: Mapping[str, str]) -> dict[str, str]:
         """Reasons for ops that are slower in int8, besides those that are ``ruinous``."""
         backend, assignment = self.model.options.backend, self.int8.assignment
-        latencies = backend.latencies(self.int8.program)
+        latencies, measured = backend.latencies(self.int8.program), not self.model.options.config.deterministic
         if latencies is None:
             return {}
         free: list[Unit] = self.free
-        return slower_ops(measured_costs(assignment, latencies), assignment, free, ruinous)
+        slower = slower_ops(measured_costs(assignment, latencies), assignment, free, ruinous, measured)
+        left = [u for u in assignment.int8_layers if u.root.name in slower]
+        if measured and len(left) > len(assignment.int8_layers) / 2:
+            warn(
+                TimingWarning(
+                    f"By measured times, {len(left)} of {len(assignment.int8_layers)} layers are faster in fp32 on "
+                    "this machine. If other work ran beside the compilation, compile again on a quiet machine; or "
+                    "leave QuantConfig.deterministic on, which measures no such times."
+                )
+            )
+        return slower

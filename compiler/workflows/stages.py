@@ -103,7 +103,8 @@ class FrozenModel(PreparedModel):
     def program(self) -> FrozenProgram:
         """The graph as a program."""
         fp32 = frozenset(self.assignment.reasons)
-        return FrozenProgram(self.gm, self.sample[0], fp32, self.keep_roundings)
+        deterministic = self.options.config.deterministic
+        return FrozenProgram(self.gm, self.sample[0], fp32, self.keep_roundings, deterministic)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Ops that are measured to be slower in int8 than in fp32, conversions included.
+"""Ops that are slower in int8 than in fp32, conversions included.
 
-The ops are split between int8 and fp32 by a minimum cut (:mod:`.precision_cut`) over measured times, with a head start
-for int8, so that noise decides nothing.
+The ops are split between int8 and fp32 by a minimum cut (:mod:`.precision_cut`) over their times, with a head start
+for int8, so that small errors of the times decide nothing.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ LEAST_GAIN = 0.02, 0.2  # of the time of all these ops, and in milliseconds: a s
 
 
 def slower_ops(
-    costs: PrecisionCosts, assignment: Assignment, free: Sequence[Unit], fp32: Mapping[str, str]
+    costs: PrecisionCosts, assignment: Assignment, free: Sequence[Unit], fp32: Mapping[str, str], measured: bool
 ) -> dict[str, str]:
     """Ops that a minimum cut puts into fp32, with their reasons by name.
 
     Args:
-        costs: measured times.
+        costs: times.
         assignment: of the model.
         free: the units that may be moved.
         fp32: ops that are fp32 anyway; they are not in the result.
+        measured: the times were measured, not estimated.
     """
     units = {u.root.name: u for u in assignment.int8_units}
     # An op that is fp32 anyway is not fused: the op before it is free.
@@ -46,7 +47,8 @@ def slower_ops(
                 reasons[op] = INPUT_IS_FP32
             elif 0 < lost < math.inf:
                 ops = f"this and {len(group) - 1} ops around it" if len(group) > 1 else "this op"
-                reasons[op] = f"measured: {ops} would take {lost:.2g} ms longer in int8, conversions included"
+                how = "measured" if measured else "estimated"
+                reasons[op] = f"{how}: {ops} would take {lost:.2g} ms longer in int8, conversions included"
             else:
                 reasons[op] = BORDERS_COST_MORE
     return reasons

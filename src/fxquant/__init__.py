@@ -15,6 +15,7 @@ from .compiler.core.errors import (
     ModelError,
     SearchError,
     StateError,
+    TimingWarning,
     TrainingError,
     VerificationError,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Sensitivity",
     "StateError",
     "Target",
+    "TimingWarning",
     "TrainingError",
     "UnitSensitivity",
     "VerificationError",

@@ -13,7 +13,9 @@ from ....compiler.core.qparams import QParams
 from ...base.weights import IntegerWeight
 from ..codegen.emitter import Emitter
 from ..runtime.cpu import has_vnni
-from ..runtime.engine import ONEDNN, available, run_under
+from ..runtime.engine import ONEDNN, Engine, available, run_under
+
+Arithmetic = Literal["fbgemm", "onednn", "torch", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class Int8Call:
         return self.packed[key]
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution with one input channel per group, over two or three axes."""
+        shape = self.weight.integers.shape if self.weight is not None else ()
+        return len(shape) > 3 and self.kwargs.get("groups", 1) > 1 and shape[1] == 1
+
+    @property
     def result(self) -> QParams:
         """The qparams of an int8 output."""
         assert self.out is not None
@@ -87,8 +95,10 @@ class Int8Call:
         """What the speed of a kernel depends on, as a key."""
         parts: list[Any] = [self.op, [o.shape for o in self.inputs], sorted(map(str, self.kwargs.items()))]
         if self.weight is not None:
-            parts.append((tuple(self.weight.integers.shape), self.weight.scale.numel() > 1))
-        parts += [self.epilogue and self.epilogue[0], self.out is None]
+            known = self.weight
+            parts.append((tuple(known.integers.shape), known.scale.numel() > 1, bool(known.zero_point.any())))
+        clamps = self.clamp is not None and (self.out is None or not self.out.clamps_to(*self.clamp))
+        parts += [self.epilogue and self.epilogue[0], self.out is None, self.bias is None, clamps]
         return repr(parts)
 
 
@@ -101,15 +111,17 @@ class Candidate:
         build: emits it, given the input nodes.
         inputs: its inputs, if they are not those of the call: such a candidate is only measured.
         precision: what it computes in.
+        arithmetic: kernels of the same call with the same text here give the same integers.
     """
 
     kernel: str
     build: Callable[[Emitter, Sequence[fx.Node]], fx.Node]
     inputs: tuple[Operand, ...] | None = None
     precision: Literal["int8", "fp32"] = "int8"
+    arithmetic: Arithmetic = "torch"
 
 
-def engines_for(call: Int8Call) -> tuple[str, ...]:
+def engines_for(call: Int8Call) -> tuple[Engine, ...]:
     """The engines whose kernels compute exactly with this weight. oneDNN takes no zero points of weights."""
     assert call.weight is not None
     symmetric = not bool(call.weight.zero_point.any())
@@ -121,9 +133,7 @@ def _saturates(call: Int8Call) -> bool:
 
     Its depthwise kernels add pairs of products in 16 bits on every CPU, also on one with VNNI.
     """
-    assert call.weight is not None
-    shape = call.weight.integers.shape
-    return has_vnni() and len(shape) > 3 and call.kwargs.get("groups", 1) > 1 and shape[1] == 1
+    return has_vnni() and call.is_depthwise
 
 
 def clamped(emitter: Emitter, call: Int8Call, node: fx.Node) -> fx.Node:

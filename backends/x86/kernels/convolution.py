@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ..codegen.emitter import Emitter
-from ..runtime.engine import ONEDNN
+from ..runtime.engine import ONEDNN, Engine
 from .calls import Candidate, Int8Call, Kernels, clamped, engines_for, qint8
 from .fp32 import in_fp32
 
@@ -44,7 +44,7 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
                 args = (inputs[0], packed, call.result.scale, call.result.zero_point)
                 return clamped(emitter, call, emitter.call(op, *args))
 
-            found.append(Candidate(f"quantized::{name} ({engine})", build))
+            found.append(Candidate(f"quantized::{name} ({engine})", build, arithmetic=engine))
         return found or [in_fp32(call)]
 
     return candidates
@@ -72,7 +72,7 @@ def conv_transpose(dims: int) -> Kernels:
     return candidates
 
 
-def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
+def _shuffled(call: Int8Call, engine: Engine, factor: int) -> Candidate:
     def pack(_: Tensor, bias: Tensor | None) -> Any:
         weight = call.weight
         assert weight is not None
@@ -87,4 +87,4 @@ def _shuffled(call: Int8Call, engine: str, factor: int) -> Candidate:
         shuffled = emitter.call(torch.ops.aten.pixel_shuffle.default, pixels, factor)
         return clamped(emitter, call, emitter.image(shuffled))
 
-    return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build)
+    return Candidate(f"quantized::conv2d + pixel_shuffle ({engine})", build, arithmetic=engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def in_fp32(call: Int8Call) -> Candidate:
             result = emitter.call(torch.clamp, result, *call.clamp)
         return result if call.out is None else emitter.quantize(result, call.out)
 
-    return Candidate(FP32_ENTRY if entry else FP32, build, precision="fp32")
+    return Candidate(FP32_ENTRY if entry else FP32, build, precision="fp32", arithmetic="fp32")
 
 
 def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) -> Candidate:
@@ -62,7 +63,7 @@ def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) 
         rounded = [emitter.quantize(x, k, channels_last=True) for x, k in zip(inputs, known, strict=True)]
         return inner.build(emitter, rounded)
 
-    return Candidate(f"quantize + {inner.kernel}", build)
+    return replace(inner, kernel=f"quantize + {inner.kernel}", build=build)
 
 
 def no_kernels(call: Int8Call) -> list[Candidate]:

@@ -27,7 +27,7 @@ def conv2d_add(call: Int8Call) -> list[Candidate]:
         return clamped(emitter, call, emitter.call_onednn(op, inputs[0], inputs[1], *args))
 
     usable = ONEDNN in engines_for(call)
-    return [Candidate("quantized::conv2d_add (onednn)", build)] if usable else []
+    return [Candidate("quantized::conv2d_add (onednn)", build, arithmetic=ONEDNN)] if usable else []
 
 
 def conv2d_activation(attribute: str) -> Kernels:
@@ -64,6 +64,6 @@ def conv2d_activation(attribute: str) -> Kernels:
             )  # fmt: skip
             return clamped(emitter, call, result)
 
-        return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build)]
+        return [Candidate(f"onednn::qconv2d_pointwise ({attribute})", build, arithmetic=ONEDNN)]
 
     return candidates

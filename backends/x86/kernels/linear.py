@@ -31,7 +31,7 @@ def linear(call: Int8Call) -> list[Candidate]:
             )
             return clamped(emitter, call, emitter.call(Q.linear.default, *args))
 
-        found.append(Candidate(f"quantized::linear ({engine})", build))
+        found.append(Candidate(f"quantized::linear ({engine})", build, arithmetic=engine))
     return found
 
 
@@ -48,7 +48,7 @@ def _linear_to_float(call: Int8Call) -> list[Candidate]:
             result = emitter.call(torch.ops.aten.clamp.default, result, *call.clamp)
         return result
 
-    return [Candidate(f"quantized::{name} ({FBGEMM})", build)]
+    return [Candidate(f"quantized::{name} ({FBGEMM})", build, arithmetic=FBGEMM)]
 
 
 def linear_activation(op: Any, *params: str) -> Kernels:
@@ -65,7 +65,7 @@ def linear_activation(op: Any, *params: str) -> Kernels:
             args = (inputs[0], packed, call.result.scale, call.result.zero_point, *extra)
             return clamped(emitter, call, emitter.call_onednn(op, *args))
 
-        return [Candidate(f"{op._schema.name} ({ONEDNN})", build)]
+        return [Candidate(f"{op._schema.name} ({ONEDNN})", build, arithmetic=ONEDNN)]
 
     return candidates
 

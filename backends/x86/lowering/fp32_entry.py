@@ -18,15 +18,15 @@ from ...base.op import Output
 from ...ops.units import Unit
 from ..kernels.calls import Int8Call, Operand
 from ..kernels.fp32 import FP32_ENTRY, in_fp32, quantized_entry
-from ..tuning.tuner import Tuner
+from ..tuning.tuner import Costs
 from .program_view import ProgramView, binding, only_quantize
 
 SHARE = 0.1  # of the time of all weighted ops that this may cost
 
 
-def drop_entry_pairs(view: ProgramView, tuner: Tuner) -> int:
+def drop_entry_pairs(view: ProgramView, costs: Costs) -> int:
     """Drop the pairs in front of the first ops. Returns the number of ops that compute in fp32."""
-    budget = SHARE * _weighted_milliseconds(view, tuner)
+    budget = SHARE * _weighted_milliseconds(view, costs)
     exact: set[fx.Node] = set()  # values that nothing has rounded so far
     inside = {n for u in view.unit_of.values() for n in u.nodes}
     count = 0
@@ -43,7 +43,7 @@ def drop_entry_pairs(view: ProgramView, tuner: Tuner) -> int:
             continue
         if None in sources or unit.row.output not in (Output.OBSERVED, Output.FIXED) or binding(unit).float_output:
             continue
-        extra = _extra_milliseconds(view, unit, end, tuner)
+        extra = _extra_milliseconds(view, unit, end, costs)
         if extra > budget:
             continue
         budget -= max(extra, 0.0)
@@ -62,18 +62,18 @@ def _read_exact(view: ProgramView, node: fx.Node, exact: set[fx.Node]) -> None:
             node.replace_input_with(pair, source)
 
 
-def _extra_milliseconds(view: ProgramView, unit: Unit, end: fx.Node, tuner: Tuner) -> float:
+def _extra_milliseconds(view: ProgramView, unit: Unit, end: fx.Node, costs: Costs) -> float:
     """How much longer it takes to compute ``unit`` on unrounded inputs than to round them first."""
     inside = view.call(unit, pair_qparams(end))
     operands = tuple(Operand(None, o.shape) for o in inside.inputs)
     entry: Int8Call = replace(inside, op=f"entry {inside.op}", inputs=operands, packed={})
     known = [k for n in unit.inputs if (k := pair_qparams(n)) is not None]
     rounded = [quantized_entry(entry, c, known) for c in view.candidates(unit, inside)]
-    times = tuner.measure(entry, [in_fp32(entry), *rounded])
+    times = costs(entry, [in_fp32(entry), *rounded])
     return times[FP32_ENTRY] - min(t for name, t in times.items() if name != FP32_ENTRY)
 
 
-def _weighted_milliseconds(view: ProgramView, tuner: Tuner) -> float:
+def _weighted_milliseconds(view: ProgramView, costs: Costs) -> float:
     """The time of the convolutions and linear layers in int8: about that of the whole model."""
     total = 0.0
     units = list(view.unit_of.values())
@@ -81,6 +81,6 @@ def _weighted_milliseconds(view: ProgramView, tuner: Tuner) -> float:
         end = only_quantize(unit.output)
         if unit.row.weighted and end is not None and all(pair_qparams(n) for n in unit.inputs):
             call = view.call(unit, pair_qparams(end))
-            fastest = min(tuner.measure(call, view.candidates(unit, call)).values())
+            fastest = min(costs(call, view.candidates(unit, call)).values())
             total += fastest if math.isfinite(fastest) else 0.0
     return total

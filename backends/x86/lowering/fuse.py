@@ -13,14 +13,14 @@ from ...base.frozen_nodes import is_dequantize, pair_qparams
 from ...base.op import Output
 from ...ops.units import Unit
 from ..kernels.calls import Int8Call
-from ..tuning.tuner import Tuner
+from ..tuning.tuner import Costs
 from .program_view import ProgramView, binding, only_quantize
 
 # Fused wins ties and small losses: it saves a rounding, and in a whole graph the dispatch of an op.
 TOLERANCE = 1.05
 
 
-def fuse(view: ProgramView, tuner: Tuner) -> int:
+def fuse(view: ProgramView, costs: Costs) -> int:
     """Drop the pairs that fused kernels do not need. Returns the number of fusions."""
     count = 0
     overwritten: set[fx.Node] = set()
@@ -31,7 +31,7 @@ def fuse(view: ProgramView, tuner: Tuner) -> int:
             # Fusing moves `first` to the place of `unit`: its inputs must not be overwritten before that.
             if first is None or any(n in overwritten for n in first.inputs):
                 continue
-            if _pays(view, first, value, unit, tuner):
+            if _pays(view, first, value, unit, costs):
                 residuals = [n for n in unit.inputs if n is not value]
                 overwritten.update(pair for n in residuals for pair in n.args[0].users)  # type: ignore[union-attr]
                 unit.root.replace_input_with(value, first.output)
@@ -94,7 +94,7 @@ def _may_be_overwritten(view: ProgramView, residual: fx.Node, first: Unit, secon
     return True
 
 
-def _pays(view: ProgramView, first: Unit, link: fx.Node, second: Unit, tuner: Tuner) -> bool:
+def _pays(view: ProgramView, first: Unit, link: fx.Node, second: Unit, costs: Costs) -> bool:
     fused = fused_call(view, first, second, link)
     candidates = binding(first).fused[second.row.name](fused) if fused is not None else []
     if fused is None or not candidates:
@@ -102,5 +102,5 @@ def _pays(view: ProgramView, first: Unit, link: fx.Node, second: Unit, tuner: Tu
     separate = 0.0
     for unit, out in ((first, pair_qparams(link)), (second, fused.out)):
         call = view.call(unit, out)
-        separate += min(tuner.measure(call, view.candidates(unit, call)).values())
-    return min(tuner.measure(fused, candidates).values()) <= separate * TOLERANCE
+        separate += min(costs(call, view.candidates(unit, call)).values())
+    return min(costs(fused, candidates).values()) <= separate * TOLERANCE

@@ -1,6 +1,7 @@
-"""How long each op takes in int8 and in fp32, and each conversion between them, measured on their real shapes.
+"""How long each op takes in int8 and in fp32, and each conversion between them, on their real shapes.
 
-Times that are compared are measured in turns: the kernels of an op, its fp32 form, and the conversions of its output.
+Where times are measured, those that are compared are measured in turns: the kernels of an op, its fp32 form, and the
+conversions of its output.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...ops.units import Unit
 from ..codegen.emitter import Emitter
 from ..kernels.calls import Candidate, Int8Call, Operand
 from ..kernels.fp32 import FP32, in_fp32
-from ..tuning.tuner import Tuner
+from ..tuning.tuner import Costs
 from .fuse import TOLERANCE, fusable, fused_call
 from .program_view import ProgramView, binding, only_quantize
 
@@ -28,13 +29,13 @@ _ANY = QParams(1 / 64, 128)  # no kernel's speed depends on it
 _FP32, _QUANTIZE, _DEQUANTIZE = "fp32", "quantize", "dequantize"
 
 
-def measure_latencies(view: ProgramView, tuner: Tuner) -> Latencies:
+def find_latencies(view: ProgramView, costs: Costs) -> Latencies:
     """Times of every int8 unit, and of the conversions of the values that they make and read."""
     found = Latencies()
     units = list(view.unit_of.values())
-    measured = {unit: _measure_unit(view, unit, tuner, found) for unit in progress(units, "time ops", "op", len(units))}
-    _measure_borders(view, tuner, found)
-    for unit, milliseconds in measured.items():
+    int8 = {unit: _add_unit(view, unit, costs, found) for unit in progress(units, "time ops", "op", len(units))}
+    _add_borders(view, costs, found)
+    for unit, milliseconds in int8.items():
         if milliseconds is None:  # fp32 between conversions costs just these
             inside = sum(found.dequantize[_rounded(view, n)] for n in unit.inputs)
             milliseconds = found.fp32[unit.root.name] + inside + found.quantize[unit.output.name]
@@ -42,7 +43,7 @@ def measure_latencies(view: ProgramView, tuner: Tuner) -> Latencies:
     return found
 
 
-def _measure_unit(view: ProgramView, unit: Unit, tuner: Tuner, found: Latencies) -> float | None:
+def _add_unit(view: ProgramView, unit: Unit, costs: Costs, found: Latencies) -> float | None:
     """Milliseconds in int8; None if fp32 between conversions is faster. The other times are added to ``found``."""
     if not _is_plain(view, unit):
         found.fp32[unit.root.name] = 0.0
@@ -50,7 +51,7 @@ def _measure_unit(view: ProgramView, unit: Unit, tuner: Tuner, found: Latencies)
     first, fused, before = _fused(view, unit)
     call = _call(view, unit, first)
     kernels = list(_kernels(view, unit, call))
-    times = tuner.measure(call, [*kernels, *fused, *before, _in_fp32(call), *_borders(view.values[unit.output].shape)])
+    times = costs(call, [*kernels, *fused, *before, _in_fp32(call), *_borders(view.values[unit.output].shape)])
     value = unit.output.name
     found.fp32[unit.root.name] = times[_FP32]
     found.quantize[value], found.dequantize[value] = times[_QUANTIZE], times[_DEQUANTIZE]
@@ -101,8 +102,8 @@ def _fused(view: ProgramView, unit: Unit) -> tuple[Unit | None, list[Candidate],
         both = binding(first).fused[unit.row.name](whole)
         return (
             first,
-            [Candidate(f"fused {c.kernel}", c.build, whole.inputs) for c in both],
-            [Candidate(f"before: {c.kernel}", c.build, alone.inputs) for c in view.candidates(first, alone)],
+            [replace(c, kernel=f"fused {c.kernel}", inputs=whole.inputs) for c in both],
+            [replace(c, kernel=f"before: {c.kernel}", inputs=alone.inputs) for c in view.candidates(first, alone)],
         )
     return None, [], []
 
@@ -113,7 +114,7 @@ def _least(times: Mapping[str, float], candidates: Sequence[Candidate]) -> float
 
 def _in_fp32(call: Int8Call) -> Candidate:
     operands = tuple(Operand(None, o.shape) for o in call.inputs)
-    return Candidate(_FP32, in_fp32(replace(call, inputs=operands, out=None)).build, operands)
+    return replace(in_fp32(replace(call, inputs=operands, out=None)), kernel=_FP32, inputs=operands)
 
 
 def _borders(shape: tuple[int, ...]) -> tuple[Candidate, Candidate]:
@@ -129,13 +130,13 @@ def _borders(shape: tuple[int, ...]) -> tuple[Candidate, Candidate]:
     return quantized, Candidate(_DEQUANTIZE, to_fp32, (Operand(_ANY, shape),))
 
 
-def _measure_borders(view: ProgramView, tuner: Tuner, found: Latencies) -> None:
+def _add_borders(view: ProgramView, costs: Costs, found: Latencies) -> None:
     """Add the conversions of values that no int8 unit makes."""
     for pair in filter(is_quantize, view.gm.graph.nodes):
         value: fx.Node = pair.args[0]
         if value in view.values and value.name not in found.quantize:
             shape = view.values[value].shape
-            times = tuner.measure(Int8Call("border", pair, (Operand(None, shape),), _ANY), _borders(shape))
+            times = costs(Int8Call("border", pair, (Operand(None, shape),), _ANY), _borders(shape))
             found.quantize[value.name], found.dequantize[value.name] = times[_QUANTIZE], times[_DEQUANTIZE]
 
 
@@ -162,4 +163,4 @@ def _behind_dequantize(inner: Candidate) -> Candidate:
     def build(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
         return inner.build(emitter, [emitter.dequantize(x) for x in inputs])
 
-    return Candidate(f"dequantize + {inner.kernel}", build)
+    return replace(inner, kernel=f"dequantize + {inner.kernel}", build=build)

@@ -29,8 +29,8 @@ class Lowering:
         choices: what runs each node of the program that has a kernel.
     """
 
-    def __init__(self, view: ProgramView, tuner: Tuner) -> None:
-        self.view, self.tuner = view, tuner
+    def __init__(self, view: ProgramView, tuner: Tuner, deterministic: bool) -> None:
+        self.view, self.tuner, self.deterministic = view, tuner, deterministic
         self.emitter = Emitter()
         self.int8: dict[fx.Node, fx.Node] = {}
         self.choices: dict[fx.Node, KernelChoice] = {}
@@ -66,7 +66,7 @@ class Lowering:
             before, link = first
             self.choices[unit.root] = KernelChoice("", fused_into=before.root.name)
             nodes = (*before.inputs, *(n for n in unit.inputs if n is not link))
-        best = self.tuner.best(call, candidates)
+        best = self.tuner.best(call, candidates, self.deterministic)
         self._choose(call.node, best)
         return best.build(self.emitter, [self._as_any(n) for n in nodes])
 
@@ -144,7 +144,7 @@ class Lowering:
             return False
         assert known.kernels is not None
         call = self.view.call(unit, None)
-        best = self.tuner.best(call, known.kernels(call))
+        best = self.tuner.best(call, known.kernels(call), self.deterministic)
         self._choose(unit.root, best)
         self._float[node] = best.build(self.emitter, [self._before_pair(n) for n in unit.inputs])
         return True

@@ -7,13 +7,17 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ....compiler.core.interrupts import checkpoint
 
-FBGEMM, ONEDNN, QNNPACK = "fbgemm", "onednn", "qnnpack"
+Engine = Literal["fbgemm", "onednn"]  # those with kernels for convolutions and linear layers
+
+FBGEMM: Engine = "fbgemm"
+ONEDNN: Engine = "onednn"
+QNNPACK = "qnnpack"
 
 
 class _Call:
@@ -129,7 +133,7 @@ def under_engine(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return functools.partial(run_under, name, function)
 
 
-def available() -> tuple[str, ...]:
-    """The engines of this build of torch with kernels for convolutions and linear layers."""
+def available() -> tuple[Engine, ...]:
+    """The engines of this build of torch."""
     supported = torch.backends.quantized.supported_engines
     return tuple(e for e in (FBGEMM, ONEDNN) if e in supported)

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import threading
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-Times = dict[str, float]  # milliseconds by the name of a kernel; infinite for one whose result is wrong
+from ....compiler.core.files import read_json, write_json
+from ....compiler.core.progress import log
+
+Times = dict[str, float]  # milliseconds by the name of a kernel
+
+LONGEST = 1e6  # milliseconds
 
 
 class TimesCache:
     """Times of kernels by the key of a call, kept in ``$FXQUANT_CACHE/kernels.json`` (default ``~/.cache/fxquant``).
 
-    A file that cannot be read or written is ignored.
+    A file that cannot be read or written is ignored, and so is an entry that holds no times.
 
     Args:
         on_disk: False keeps the times in memory alone.
@@ -26,28 +31,33 @@ class TimesCache:
     def __init__(self, on_disk: bool = True) -> None:
         self._path = cache_folder() / "kernels.json" if on_disk else None
         self._times = _read(self._path)
-        self._changed = False
+        self._new: dict[str, Times] = {}
 
     def of(self, key: str) -> Times:
         """The times known for ``key``."""
-        return self._times.setdefault(key, {})
+        return self._times.get(key, {})
 
-    def add(self, key: str, times: Times) -> None:
-        """Keep ``times`` for ``key``, besides those that are known."""
-        self.of(key).update(times)
-        self._changed = True
+    def add(self, key: str, times: Times, keep: bool = True) -> Times:
+        """Know ``times`` for ``key``, besides those that are known. Returns all of them.
+
+        Args:
+            keep: also write them to the file.
+        """
+        known = self._times[key] = {**self.of(key), **times}
+        if keep:
+            self._new[key] = known
+        return known
 
     def save(self) -> None:
         """Write the file if anything is new: the whole file, or nothing."""
-        if self._path is None or not self._changed:
+        if self._path is None or not self._new:
             return
-        with contextlib.suppress(OSError):
+        try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            merged = _read(self._path) | self._times
-            draft = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-            draft.write_text(json.dumps(merged))
-            draft.replace(self._path)
-        self._changed = False
+            write_json(self._path, _read(self._path) | self._new)
+        except OSError as error:
+            log.warning("Measured times cannot be kept in %s: %s", self._path, error.strerror or error)
+        self._new = {}
 
 
 def cache_folder() -> Path:
@@ -56,20 +66,33 @@ def cache_folder() -> Path:
 
 
 def _read(path: Path | None) -> dict[str, Times]:
+    if path is None:
+        return {}
     try:
-        data = json.loads(path.read_text()) if path else {}
-    except (OSError, ValueError):
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise ValueError("it holds no table of times")
+    except FileNotFoundError:
         return {}
-    if not isinstance(data, dict):
+    except (OSError, ValueError) as error:
+        log.warning("The measured times in %s are ignored: %s", path, error)
         return {}
-    return {k: v for k, v in data.items() if isinstance(v, dict) and all(isinstance(t, float) for t in v.values())}
+    return {key: row for key, row in data.items() if _is_times(row)}
+
+
+def _is_times(row: Any) -> bool:
+    return isinstance(row, dict) and all(type(t) is float and 0 < t < LONGEST for t in row.values())
 
 
 @lru_cache
 def machine() -> str:
-    """The CPU and the version of torch: times measured on another machine do not count."""
+    """The CPU and the versions of torch and fxquant: times measured with others do not count."""
     names = [""]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")][:1]
-    return f"{''.join(names)}|{torch.backends.cpu.get_cpu_capability()}|torch {torch.__version__}"
+    own = "unknown"
+    with contextlib.suppress(PackageNotFoundError):
+        own = version("fxquant")
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{''.join(names)}|{capability}|torch {torch.__version__}|fxquant {own}"

@@ -1,0 +1,53 @@
+"""Small files of ours: read with care, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LARGEST = 64 * 2**20  # bytes
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, is larger than 64 MiB, or holds no JSON.
+    """
+    # Opening a FIFO would wait for a writer.
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(number, "rb") as file:
+        found = os.fstat(number)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a regular file")
+        if found.st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+        try:
+            return json.loads(file.read())
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, or leave the old one as it is. A link at ``path`` is replaced, not followed.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # A new name that nobody can guess, opened for us alone.
+    number, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(number, "w") as file:
+            json.dump(content, file)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(draft)
+        raise
