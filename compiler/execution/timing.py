@@ -74,9 +74,16 @@ def interleaved_medians(
 
 
 def _cores_are_wanted() -> bool:
-    """Whether so many threads of other processes run that fewer cores are left than torch uses. Known on Linux only."""
+    """Whether other processes leave fewer cores than torch uses. Known on Linux only."""
+    return all(_others_run() for _ in range(3))  # a short job of the system is no load
+
+
+def _others_run() -> bool:
     with suppress(OSError, ValueError, IndexError):
-        time.sleep(0.002)  # torch's own threads stop spinning
-        running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1
+        # Idle threads of torch spin for a while.
+        states = [
+            (task / "stat").read_text().rpartition(")")[2].split()[0] for task in Path("/proc/self/task").iterdir()
+        ]
+        running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - states.count("R")
         return running > max((os.cpu_count() or 1) - torch.get_num_threads(), 0)
     return False

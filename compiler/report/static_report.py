@@ -21,7 +21,7 @@ from .layer_rows import layer_rows
 from .report import Report, Row
 from .rows import make_row
 
-FP32_IS_BETTER = "measured: int8 is not faster here, or gains too little for what it costs in accuracy"
+FP32_IS_BETTER = "int8 is not faster here, or gains too little for what it costs in accuracy"
 
 
 class StaticReport:

@@ -20,8 +20,8 @@ from .test_engine import Residual, data
 def given_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kernel is as fast under one executor as under another."""
 
-    def race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> dict[str, float]:
-        return {candidate.kernel: 1.0 + i for i, candidate in enumerate(candidates)}
+    def race(call: Int8Call, candidates: Sequence[Candidate], form: str) -> tuple[dict[str, float], bool]:
+        return {candidate.kernel: 1.0 + i for i, candidate in enumerate(candidates)}, True
 
     monkeypatch.setattr(tuner, "race", race)
     monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path))

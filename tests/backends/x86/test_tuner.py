@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import fxquant
+from fxquant import QuantConfig
 from fxquant.backends.x86.bindings import table
 from fxquant.backends.x86.kernels.calls import Candidate, Int8Call
 from fxquant.backends.x86.kernels.convolution import conv
 from fxquant.backends.x86.runtime.engine import available
 from fxquant.backends.x86.tuning import race, tuner
-from fxquant.compiler.execution.timing import interleaved_medians
+from fxquant.compiler.execution.timing import Timing, interleaved_times
 
 from .support import compiled, oracle, output_step, seeded
 
@@ -30,7 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compile_one() -> Any:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3)))
-    return compiled(model, [seeded(lambda: (torch.randn(2, 8, 9, 9),))])
+    measured = QuantConfig(deterministic=False, mixed_precision=False)
+    return compiled(model, [seeded(lambda: (torch.randn(2, 8, 9, 9),))], config=measured)
 
 
 @pytest.mark.skipif(len(available()) < 2, reason="with one engine there is nothing to measure")
@@ -98,9 +100,10 @@ def test_kernels_are_measured_in_the_form_in_which_they_run(cache: Path, monkeyp
     monkeypatch.setattr(race, "trace", refused)
     model = seeded(lambda: nn.Sequential(nn.Conv2d(8, 8, 3)))
     data = [(seeded(lambda: torch.randn(2, 8, 9, 9)),)]
-    fxquant.compile(model, calibration=data, executor="eager")
+    measured = QuantConfig(deterministic=False, mixed_precision=False)
+    fxquant.compile(model, calibration=data, config=measured, executor="eager")
     assert cache.exists() and not traced
-    assert fxquant.compile(model, calibration=data).report.counts == {"int8": 1}
+    assert fxquant.compile(model, calibration=data, config=measured).report.counts == {"int8": 1}
     assert traced  # eager times do not stand for those of TorchScript
 
 
@@ -116,12 +119,13 @@ def test_wrong_kernel_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return [Candidate("quantized::wrong", build), *conv(2)(call)]
 
-    def wrong_is_fastest(runs: Any, *args: Any, **kwargs: Any) -> list[float]:
-        calling, _, *others = interleaved_medians(runs, *args, **kwargs)
-        return [calling, 1e-9, *others]
+    def wrong_is_fastest(runs: Any, *args: Any, **kwargs: Any) -> Timing:
+        timing = interleaved_times(runs, *args, **kwargs)
+        calling, _, *others = timing.medians
+        return replace(timing, medians=[calling, 1e-9, *others])
 
     monkeypatch.setitem(cast(dict[str, Any], table.BINDINGS), "conv2d", replace(binding, kernels=with_wrong))
-    monkeypatch.setattr(race, "interleaved_medians", wrong_is_fastest)
+    monkeypatch.setattr(race, "interleaved_times", wrong_is_fastest)
     q = compile_one()
     assert q.report.rows[0].kernel != "quantized::wrong"
     x = seeded(lambda: torch.randn(2, 8, 9, 9))

@@ -143,7 +143,7 @@ def test_a_mix_is_what_a_compilation_with_overrides_gives() -> None:
     plain: dict[str, Any] = dict.fromkeys(("smooth", "equalize", "absorb_bias", "correct_bias"), False)
     few_bits: dict[Any, Any] = dict.fromkeys(FRAGILE, QuantConfig(weight_bits=2, **plain))
     result = found(config=QuantConfig(**plain, overrides=few_bits))
-    in_fp32 = QuantConfig(**plain, overrides=dict.fromkeys(FRAGILE))
+    in_fp32 = QuantConfig(**plain, deterministic=False, overrides=dict.fromkeys(FRAGILE))
     compiled = fxquant.compile(model(), calibration=batches(), config=in_fp32)
     inputs: list[Tensor] = batches(2, seed=50)
     assert sqnr([compiled(x) for x in inputs], [result.best(x) for x in inputs]) > 40
