@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...compiler.core.errors import ConfigError
 from ..base.backend import Backend, Target
 from .backend import ReferenceBackend
 
@@ -9,5 +10,11 @@ __all__ = ["ReferenceBackend", "create"]
 
 
 def create(target: Target | None, executor: str) -> Backend:
-    """The backend; it has one executor only."""
+    """The backend.
+
+    Raises:
+        ConfigError: an executor is asked for; it has one only.
+    """
+    if executor != "auto":
+        raise ConfigError(f"executor={executor!r} is for backend 'x86'; the reference backend runs in one way only.")
     return ReferenceBackend(target)

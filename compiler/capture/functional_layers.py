@@ -45,6 +45,8 @@ def make_layer(gm: fx.GraphModule, node: fx.Node, row: OpRow) -> bool:
     if bias is not None:
         module.bias = _as_parameter(bias)
     name = f"{node.name}_module"
+    while hasattr(gm, name):
+        name += "_"
     gm.add_submodule(name, module.eval())
     node.op, node.target, node.args, node.kwargs = "call_module", name, (call["input"],), {}
     return True

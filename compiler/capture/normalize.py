@@ -11,8 +11,10 @@ from ...backends.ops.stubs import STUBS
 from ...backends.ops.table import OPS
 from ..execution.graphs import called_module
 from .functional_layers import make_layer
-from .in_place import is_in_place, redirect_later_uses
+from .in_place import is_in_place, may_copy, redirect_later_uses
 
+_ITSELF = ("data", "real")  # attributes of a real tensor that are the tensor, in the same memory
+_SIZES = ("shape", "ndim", "dtype", "device", "layout", "itemsize", "nbytes", "is_cuda", "requires_grad")
 _SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 
 
@@ -26,6 +28,7 @@ def normalize(gm: fx.GraphModule) -> int:
         CaptureError: an in-place op changes memory that is read later under another name.
     """
     modules = dict(gm.named_modules())
+    uncertain = may_copy(gm, modules)
     sizes: set[fx.Node] = set()
     count = 0
     for node in list(gm.graph.nodes):
@@ -36,6 +39,14 @@ def normalize(gm: fx.GraphModule) -> int:
             node.op, node.target = "call_function", STUBS[type(module).__name__]
             count += 1
             continue
+        if node.target is getattr and node.args[1] in _ITSELF:
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+            count += 1
+            continue
+        if node.target is getattr and node.args[1] not in _SIZES:
+            node.target = part_of
+            count += 1
         row = OPS.of(node, modules)
         if node.op != "call_module" and _gives_size(node, row, sizes):
             sizes.add(node)
@@ -45,13 +56,20 @@ def normalize(gm: fx.GraphModule) -> int:
             node.args, node.kwargs = (first,), dict(rest)
         does_nothing = row is not None and row.noop is not None and row.noop(Call(node, module, {}))
         if is_in_place(node, module) and not does_nothing:
-            redirect_later_uses(node, modules)
+            redirect_later_uses(node, modules, uncertain)
         if row is None:
             continue
         count += _rewrite(gm, node, module, row)
+        if node.op == "call_module" and module is None:  # a function became a layer
+            modules[str(node.target)] = gm.get_submodule(str(node.target))
     gm.graph.lint()
     gm.recompile()
     return count
+
+
+def part_of(value: Any, name: str) -> Any:
+    """An attribute that is a value, not a size: ``values`` of what ``x.max(1)`` returns."""
+    return getattr(value, name)
 
 
 def _is_stub(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,19 @@ def tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``function`` of each tensor in it, in the order of :func:`tensors_of`."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        mapped = {k: map_tensors(v, function) for k, v in value.items()}
+        return mapped if type(value) is dict else type(value)(mapped)
+    if isinstance(value, list | tuple):
+        items = [map_tensors(v, function) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def tensor_bytes(tensor: Tensor) -> int:

@@ -44,6 +44,13 @@ def sqnr(exact: Sequence[Any], other: Sequence[Any]) -> float:
     return decibels(float(signal.sum()), float(noise.sum()))
 
 
+def worst_sqnr(exact: Any, other: Any) -> float:
+    """SQNR [dB] of the output tensor that has the least. A tensor of zeros says nothing; infinite if all are."""
+    pairs = zip(tensors_of(exact), tensors_of(other), strict=True)
+    powers = [tuple(float(p.sum()) for p in squares(a, b)) for a, b in pairs if a.is_floating_point()]
+    return min((decibels(signal, noise) for signal, noise in powers if signal != 0), default=math.inf)
+
+
 def surely_nearer(exact: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> bool:
     """Whether ``after`` is nearer to ``exact`` than ``before``, by more than one standard error over the items."""
     was, now = (torch.cat([squares(e, o)[1] for e, o in zip(exact, other, strict=True)]) for other in (before, after))

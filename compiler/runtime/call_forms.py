@@ -14,6 +14,7 @@ from ..numerics.metrics import sqnr
 
 KINDS = 64  # of calls that are remembered; other calls run the model's own forward()
 LEAST_SQNR = 20  # dB
+CHANGES = 3
 
 
 class CallForms:
@@ -21,8 +22,8 @@ class CallForms:
 
     A traced graph has no branches and no state, and nothing shows beforehand whether the model needs any. So the first
     call of each kind (types, dtypes and numbers of axes of the inputs, values of plain numbers) runs forward() itself,
-    and then the fastest form that gives the same is used. If forward() changes attributes or buffers of the model, it
-    is always used.
+    and then the fastest form that gives the same is used. If forward() changes attributes or buffers of the model in
+    several first calls in a row, it is always used.
 
     Args:
         model: runs its own forward().
@@ -33,7 +34,14 @@ class CallForms:
     def __init__(self, model: nn.Module, faster: Sequence[Callable[..., Any]], alike: bool = True) -> None:
         self.model, self.faster, self.alike = model, tuple(faster), alike
         self._chosen: dict[Any, Callable[..., Any]] = {}
+        self._changes = 0  # first calls in a row that changed the model
         self._lock = threading.Lock()
+
+    def on_copy(self, model: nn.Module) -> CallForms:
+        """The same for a copy of the model. Forms are shared: they run only where the model keeps no state."""
+        copied = CallForms(model, self.faster, self.alike)
+        copied._chosen = {kind: model if form is self.model else form for kind, form in self._chosen.items()}
+        return copied
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -50,8 +58,12 @@ class CallForms:
         before = _state(self.model)
         expected = self.model(*args, **kwargs)
         chosen: Callable[..., Any] = self.model
-        if before != _state(self.model):
-            self.faster = ()
+        if self.faster and before != _state(self.model):
+            self._changes += 1  # once may be an attribute that is set when it is first needed
+            if self._changes == CHANGES:
+                self.faster = ()
+            return expected
+        self._changes = 0
         for form in self.faster:
             try:
                 agrees = _same(form(*args, **kwargs), expected, self.alike)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
+from ...backends.base.dynamic_layer import DynamicLayer
 from ...backends.base.program import FrozenProgram
+from ..execution.inputs import Signature
 from ..report.report import Report
 from ..workflows.stages import LoweredModel
+from .call_forms import CallForms
+from .static_call import StaticCall
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,19 @@ class Compiled:
     program: FrozenProgram | None
     snapshots: Mapping[str, str]
 
+    def copied(self, memo: dict[int, Any]) -> Compiled:
+        """A copy that shares constants, and has its own modules where a user's forward() runs and may keep state."""
+        if isinstance(self.run, StaticCall):
+            return self
+        memo.update({id(layer): layer for layer in self.module.modules() if isinstance(layer, DynamicLayer)})
+        module = copy.deepcopy(self.module, memo)
+        run = self.run.on_copy(module) if isinstance(self.run, CallForms) else module
+        return replace(self, run=run, module=module)
+
     @staticmethod
     def of(model: LoweredModel) -> Compiled:
         """A static model."""
-        graph = model.lowered.executed.module
-        return Compiled(model.lowered.run, model.report, graph, graph, model.program, model.snapshots)
+        graph, program = model.lowered.executed.module, model.program
+        signature = Signature.of(graph)
+        call = StaticCall(model.lowered.run, signature, tuple(signature.bind(*program.example)), model.layouts)
+        return Compiled(call, model.report, graph, graph, program, model.snapshots)

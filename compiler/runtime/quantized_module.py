@@ -18,6 +18,11 @@ from .call_errors import call_error
 from .compiled import Compiled
 from .prepared import Prepared
 
+KEEP_FLOAT = (
+    "It holds kernels packed for this CPU. Save the state_dict() of the float model, load it into that, and compile it "
+    "where it runs."
+)
+
 
 class QuantizedModule(nn.Module, Quantized):
     """A compiled model: call it like the float model. Print it for the report.
@@ -110,7 +115,7 @@ class QuantizedModule(nn.Module, Quantized):
         """Same arguments and results as the model's forward().
 
         Raises:
-            CallError: a layer with int8 or fp16 weights does not take its input.
+            CallError: an input is not like those of calibration, or a layer does not take what it is given.
         """
         if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
@@ -129,6 +134,22 @@ class QuantizedModule(nn.Module, Quantized):
         finally:
             torch._C._set_grad_enabled(grad)
             torch.set_autocast_enabled("cpu", autocast)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused.
+
+        Raises:
+            StateError: always: int8 kernels hold the weights in a form for this CPU.
+        """
+        raise StateError(f"A compiled module has no state_dict(). {KEEP_FLOAT}")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused.
+
+        Raises:
+            StateError: always.
+        """
+        raise StateError(f"A compiled module cannot load a state_dict. {KEEP_FLOAT}")
 
     def __repr__(self) -> str:
         return str(self._compiled.report) if self._compiled else f"QuantizedModule(calibrating)\n{self._prepared[0]}"
@@ -158,15 +179,12 @@ class QuantizedModule(nn.Module, Quantized):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModule:
-        """A copy; it shares the constants, which never change."""
+        """A copy; it shares the constants, which never change, and no state that a forward() keeps."""
         if self._compiled is None:
             raise StateError("A module that still calibrates cannot be copied; call freeze() first.")
-        copied = QuantizedModule(self._compiled)
+        copied = QuantizedModule(self._compiled.copied(memo))
         memo[id(self)] = copied
         return copied
 
     def __reduce__(self) -> Any:
-        raise StateError(
-            "A compiled module cannot be pickled: it holds kernels packed for this CPU. Keep the float model, and "
-            "compile it where it runs."
-        )
+        raise StateError(f"A compiled module cannot be pickled. {KEEP_FLOAT}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.files import read_json, write_json
 from ..core.tensors import tensors_of
 from ..diagnosis.sensitivity import Sensitivity, UnitSensitivity
 from ..numerics.stubs import observers_of
@@ -78,23 +79,25 @@ class Trials:
             "sensitivity": self.sensitivity and asdict(self.sensitivity),
             "trials": [[sorted(ops), value] for ops, value in self.values.items()],
         }
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         try:
-            draft.write_text(json.dumps(data))
-            draft.replace(self.path)
-        except OSError as error:
-            raise ConfigError(f"The search cannot be saved to {self.path}: {error.strerror}.") from error
+            write_json(self.path, data)
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise ConfigError(
+                f"The search cannot be saved to {self.path}: {getattr(error, 'strerror', None) or error}."
+            ) from error
 
     def _read(self, path: Path) -> None:
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path)
             if data["format"] != FORMAT:
                 raise ValueError(data["format"])
             belongs = data["search"] == self._search
-            self.values = {frozenset(ops): float(value) for ops, value in data["trials"]}
-            self.fp32 = None if data["fp32"] is None else float(data["fp32"])
+            self.values = {frozenset(map(_text, ops)): _number(value) for ops, value in data["trials"]}
+            self.fp32 = None if data["fp32"] is None else _number(data["fp32"])
+            if self.fp32 is not None and not math.isfinite(self.fp32):
+                raise ValueError("the value of the fp32 model is not finite")
             self.sensitivity = _sensitivity(data["sensitivity"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{path} is not a file of a search ({error!r}). Name another in resume=.") from error
         if not belongs:
             raise ConfigError(
@@ -106,7 +109,25 @@ class Trials:
 def _sensitivity(data: dict[str, Any] | None) -> Sensitivity | None:
     if data is None:
         return None
-    return Sensitivity(tuple(UnitSensitivity(**row) for row in data["rows"]), data["metric"], data["int8"])
+    rows = tuple(UnitSensitivity(**row) for row in data["rows"])
+    for row in rows:
+        for text in (row.node, row.key, row.op):
+            _text(text)
+        for number in (row.only, row.but):
+            _number(number)
+    return Sensitivity(rows, _text(data["metric"]), _number(data["int8"]))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a name")
+    return value
 
 
 def _fingerprint(model: CalibratedModel, seed: int) -> str:

@@ -109,6 +109,8 @@ def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
         for name in NEEDS_DATA:
             if getattr(entry, name) is True:
                 raise ConfigError(f"{name}=True is for scheme 'static', which has calibration data; leave it out.")
+        if entry.observer != QuantConfig.observer:
+            raise ConfigError(f"observer={entry.observer!r} is for scheme 'static', which has calibration data.")
         if entry.rounding != "nearest":
             raise ConfigError("rounding='learned' needs calibration data: use scheme 'static', or rounding='nearest'.")
         if entry.activation != "per_tensor_affine":

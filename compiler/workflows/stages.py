@@ -19,6 +19,7 @@ from ...passes.analysis.assignment import Assignment
 from ...passes.dynamic.plan import LayerPlan
 from ...passes.runner import PassRunner
 from ..execution.graphs import GraphCopy, with_nodes
+from ..execution.layouts import OutputLayouts
 from ..execution.sample import Sample
 from ..report.report import Report
 from .options import Options
@@ -116,9 +117,11 @@ class LoweredModel:
         lowered: what the backend made of it.
         report: one row per op.
         snapshots: the graph after each step, if asked for.
+        layouts: the memory layouts of outputs in fp32.
     """
 
     program: FrozenProgram
     lowered: Lowered
     report: Report
     snapshots: Mapping[str, str]
+    layouts: OutputLayouts | None

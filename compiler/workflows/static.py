@@ -35,6 +35,7 @@ from ..core.progress import log, stage
 from ..core.tensors import total_bytes
 from ..execution.batches import run_batch, sampled
 from ..execution.graphs import copy_graph
+from ..execution.layouts import OutputLayouts
 from ..execution.sample import Batch, Sample, copy_batch
 from ..execution.shapes import value_infos
 from ..numerics.observer import stop_observing
@@ -197,7 +198,8 @@ def lower(frozen: FrozenModel) -> LoweredModel:
     with stage("verify"):
         verify(lowered, frozen.assignment)
     report = StaticReport(program, frozen.assignment, frozen.layers, lowered, runner.notes)
-    return LoweredModel(program, lowered, report.make(frozen.fp32_bytes, frozen.remark), runner.snapshots)
+    layouts = OutputLayouts.of(frozen.exact.module, frozen.sample[0])
+    return LoweredModel(program, lowered, report.make(frozen.fp32_bytes, frozen.remark), runner.snapshots, layouts)
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from torch import fx
@@ -13,7 +12,7 @@ from ...compiler.core.progress import progress
 from ...compiler.execution.graphs import GraphCopy
 from ...compiler.execution.sample import Batch
 from ...compiler.execution.stepper import Stepper
-from ...compiler.numerics.metrics import decibels, sqnr, squares
+from ...compiler.numerics.metrics import worst_sqnr
 from .assignment import INPUT_IS_FP32, Assignment
 from .op_exchange import OpExchange
 
@@ -21,23 +20,22 @@ LEAST_SQNR = 10.0  # dB; the noise is then a tenth of the power of the output
 
 
 def output_sqnr(frozen: fx.GraphModule, exact: GraphCopy, batch: Batch) -> float:
-    """SQNR [dB] of the output of a frozen graph on ``batch``; infinite if fp32 gives zeros, which say nothing."""
+    """SQNR [dB] of the worst output tensor of a frozen graph on ``batch``; infinite if fp32 gives zeros."""
     (expected,), (ours,) = (Stepper(module, [batch]).finish() for module in (exact.module, frozen))
-    signal, noise = (float(power.sum()) for power in squares(expected, ours))
-    return decibels(signal, noise) if signal != 0 else math.inf
+    return worst_sqnr(expected, ours)
 
 
 def sqnr_of_each(
     frozen: fx.GraphModule, exact: GraphCopy, assignment: Assignment, units: Sequence[Unit], batch: Batch
 ) -> list[tuple[float, str]]:
-    """SQNR [dB] of the output if only one op is int8, and the name of the op; the worst first.
+    """SQNR [dB] of the worst output tensor if only one op is int8, and the name of the op; the worst first.
 
     Ops that pass integers on, and layers that were given fewer than 8 bits, are left out.
     """
     exchange = OpExchange.on(batch, frozen, exact, assignment)
     judged = [u for u in units if u.row.output is not Output.SHARED and assignment.config_of(u).weight_bits == 8]
     shown = progress(judged, "find ruinous ops", "op", len(judged))
-    return sorted((sqnr([exchange.fp32.output], [exchange.only(unit)]), unit.root.name) for unit in shown)
+    return sorted((worst_sqnr(exchange.fp32.output, exchange.only(unit)), unit.root.name) for unit in shown)
 
 
 def ruinous_reason(left: float) -> str:

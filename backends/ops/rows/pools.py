@@ -31,11 +31,11 @@ def _max_pool(dims: int) -> OpRow:
 
 ROWS = [
     *(_max_pool(dims) for dims in (1, 2, 3)),
-    shared("avg_pool2d", F.avg_pool2d, (nn.AvgPool2d,), _AVG, keeps_channels=True),
-    shared("avg_pool3d", F.avg_pool3d, (nn.AvgPool3d,), _AVG, keeps_channels=True),
-    shared("avg_pool1d", F.avg_pool1d, (nn.AvgPool1d,), "kernel_size stride padding ceil_mode count_include_pad",
-           keeps_channels=True),
-    # Averages over whole images span a far smaller range than their input: they need qparams of their own.
+    # Averages span a smaller range than their input: rounded to its integers, two in a row would lose 20 dB.
+    OpRow("avg_pool2d", F.avg_pool2d, (nn.AvgPool2d,), _AVG, scale_equivariant=True),
+    OpRow("avg_pool3d", F.avg_pool3d, (nn.AvgPool3d,), _AVG, scale_equivariant=True),
+    OpRow("avg_pool1d", F.avg_pool1d, (nn.AvgPool1d,), "kernel_size stride padding ceil_mode count_include_pad",
+          scale_equivariant=True),
     *(
         OpRow(f"adaptive_avg_pool{d}d", getattr(F, f"adaptive_avg_pool{d}d"), (getattr(nn, f"AdaptiveAvgPool{d}d"),),
               "output_size", scale_equivariant=True)

@@ -28,7 +28,7 @@ def _refuse_interpolate(call: Call) -> str | None:
 BINDINGS = {
     **dict.fromkeys(
         (
-            "max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+            "max_pool1d", "max_pool2d",
             "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze",
             "select", "narrow", "chunk", "split", "getitem", "clone",
             "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
@@ -38,7 +38,7 @@ BINDINGS = {
     "pad": X86Binding(refuse=_refuse_pad),
     "interpolate": X86Binding(refuse=_refuse_interpolate),
     **dict.fromkeys(
-        ("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean"),
+        (*(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3)), "mean"),
         X86Binding(kernels=no_kernels, reason=AVERAGES),
     ),
 }  # fmt: skip

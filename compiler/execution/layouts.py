@@ -1,0 +1,66 @@
+"""The memory layout of outputs: a reader may need it, as ``.view()`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.tensors import map_tensors, tensors_of
+from .sample import Batch
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
+
+
+@dataclass(frozen=True)
+class OutputLayouts:
+    """The memory formats of all outputs of a function; None: not of images, left as they are.
+
+    Attributes:
+        plain: for contiguous inputs.
+        channels_last: for images in channels_last.
+    """
+
+    plain: tuple[torch.memory_format | None, ...]
+    channels_last: tuple[torch.memory_format | None, ...]
+
+    @staticmethod
+    def of(function: Callable[..., Any], batch: Batch) -> OutputLayouts | None:
+        """Those of ``function``, found by running it on ``batch``; None if no output is an image."""
+        plain = _formats(function, batch, channels_last=False)
+        if not any(plain):
+            return None
+        return OutputLayouts(plain, _formats(function, batch, channels_last=True))
+
+    def applied(self, outputs: Any, inputs: Sequence[Any]) -> Any:
+        """``outputs`` in the layouts that belong to ``inputs``."""
+        images = [x for x in inputs if isinstance(x, Tensor) and x.dim() in FORMATS]
+        formats = iter(self.plain if all(x.is_contiguous() for x in images) else self.channels_last)
+
+        def convert(output: Tensor) -> Tensor:
+            wanted = next(formats)
+            return output if wanted is None else output.contiguous(memory_format=wanted)
+
+        return map_tensors(outputs, convert)
+
+
+def _formats(function: Callable[..., Any], batch: Batch, channels_last: bool) -> tuple[torch.memory_format | None, ...]:
+    def convert(x: Tensor) -> Tensor:
+        if x.dim() not in FORMATS:
+            return x
+        return x.contiguous(memory_format=FORMATS[x.dim()] if channels_last else torch.contiguous_format)
+
+    args, kwargs = map_tensors(batch, convert)
+    with torch.no_grad():
+        return tuple(map(_format, tensors_of(function(*args, **kwargs))))
+
+
+def _format(output: Tensor) -> torch.memory_format | None:
+    if output.dim() not in FORMATS:
+        return None
+    if output.is_contiguous():
+        return torch.contiguous_format
+    return FORMATS[output.dim()] if output.is_contiguous(memory_format=FORMATS[output.dim()]) else None

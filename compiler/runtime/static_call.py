@@ -1,0 +1,78 @@
+"""How users call a compiled static model: with checks of inputs, and with fp32's memory layout of outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import CallError, FxquantError
+from ..execution.inputs import Signature
+from ..execution.layouts import OutputLayouts
+
+
+@dataclass(frozen=True)
+class StaticCall:
+    """Same arguments and results as forward().
+
+    Attributes:
+        run: the lowered graph.
+        signature: of forward().
+        example: the inputs of a calibration batch.
+        layouts: of the outputs in fp32; None: as they are.
+    """
+
+    run: Callable[..., Any]
+    signature: Signature
+    example: tuple[Any, ...]
+    layouts: OutputLayouts | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self.signature.bind(args, kwargs)
+        for name, value in zip(self.signature.names, inputs, strict=True):
+            if isinstance(value, Tensor) and value.dtype == torch.float32:
+                self._check_finite(name, value)
+        try:
+            outputs = self.run(*args, **kwargs)
+        except FxquantError:
+            raise
+        except Exception as error:
+            raise CallError(self._explained(inputs, error)) from error
+        return outputs if self.layouts is None else self.layouts.applied(outputs, inputs)
+
+    def _check_finite(self, name: str, value: Tensor) -> None:
+        # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
+        if not math.isfinite(float(value.sum())) and not torch.isfinite(value).all():
+            raise CallError(f"Input '{name}' holds NaN or inf, which int8 cannot hold. Remove them before the call.")
+
+    def _explained(self, inputs: list[Any], error: Exception) -> str:
+        for name, value, seen in zip(self.signature.names, inputs, self.example, strict=True):
+            wrong = _differs(value, seen)
+            if wrong:
+                return f"Input '{name}' has {wrong}: got {_described(value)}, calibrated with {_described(seen)}."
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        return f"The call failed: {lines[-1] if 'Traceback of TorchScript' in str(error) else lines[0]}"
+
+
+def _differs(value: Any, seen: Any) -> str:
+    """What of an input is not as in calibration; "" if all that must be the same is."""
+    if type(value) is not type(seen) and not (isinstance(value, Tensor) and isinstance(seen, Tensor)):
+        return "another type"
+    if not isinstance(value, Tensor):
+        return ""
+    if value.dtype != seen.dtype:
+        return "another dtype"
+    if value.dim() != seen.dim():
+        return "another number of axes"
+    fixed = value.shape[1:2] if value.dim() > 2 else value.shape[1:]
+    return "another number of channels" if fixed != seen.shape[1 : 1 + len(fixed)] else ""
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
