@@ -18,19 +18,20 @@ from .tracer import SEQUENCES, Tracer
 Leaf = str | type[nn.Module]
 
 
-def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = ()) -> fx.GraphModule:
+def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = (), share_parameters: bool = False) -> fx.GraphModule:
     """Trace a copy of ``model`` in eval mode. The parameters of the copy have the names of the model's.
 
     Args:
         model: the float model; it is not changed.
         leaf_modules: paths or classes of modules that are kept whole, in fp32.
+        share_parameters: let the graph have the parameters of ``model`` itself.
 
     Raises:
         CaptureError: forward() cannot be traced; names the module and the line.
         ModelError: the model cannot be copied.
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
-    work = copy_model(model).eval().requires_grad_(False)
+    work = copy_model(model, share_parameters).eval().requires_grad_(False)
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
     return ModelGraph(tracer.root, graph, type(model).__name__)
 

@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 from ..core.errors import ModelError
 
 
-def copy_model(model: nn.Module) -> nn.Module:
+def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
     """A deep copy of ``model``.
+
+    Args:
+        share_parameters: let the copy have the parameters of ``model`` itself.
 
     Raises:
         ModelError: the model cannot be copied.
     """
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if share_parameters else {}
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}). fxquant works on a copy: make "

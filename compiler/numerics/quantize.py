@@ -32,13 +32,13 @@ def round_trip(x: Tensor, known: QParams) -> Tensor:
 
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:
     """``w`` as integers; ``scale`` and ``zero_point`` have one entry per index of ``axis``, or one in all."""
-    steps = torch.round(w / along(scale, w, axis))
-    return (steps + along(zero_point, w, axis)).clamp(qmin, qmax).to(_storage(qmin))
+    steps = (w / along(scale, w, axis)).round_()
+    return steps.add_(along(zero_point, w, axis)).clamp_(qmin, qmax).to(_storage(qmin))
 
 
 def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
     """The float values of integers ``q``; ``scale`` and ``zero_point`` as in :func:`quantize_channels`."""
-    return (q.to(torch.float32) - along(zero_point, q, axis)) * along(scale, q, axis)
+    return q.to(torch.float32).sub_(along(zero_point, q, axis)).mul_(along(scale, q, axis))
 
 
 def along(values: Tensor, like: Tensor, axis: int) -> Tensor:

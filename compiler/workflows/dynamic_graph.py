@@ -55,7 +55,7 @@ def trace_over(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Tra
         return None, reason
     try:
         with stage("capture"):
-            gm = capture(model, options.leaf_modules)
+            gm = capture(tree, options.leaf_modules, share_parameters=True)
         _share_layers(gm, tree)
         normalize(gm)
     except CaptureError as error:

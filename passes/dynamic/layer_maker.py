@@ -13,6 +13,7 @@ from ...backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...backends.base.dynamic_spec import DynamicSpec, RoundedWeight, example_inputs, weight_names
 from ...backends.base.op import OpRow
 from ...backends.ops.table import OPS
+from ...compiler.core.memory import release_after
 from ...compiler.core.tensors import tensors_of
 from ...compiler.numerics.metrics import sqnr
 from ..layers.weight_grid import LayerWeight, quantize_weight
@@ -69,6 +70,7 @@ class LayerMaker:
             return f"its {compiled.kernel} has {decibels:.0f} dB on random inputs, and {LEAST_SQNR} dB are required"
         made = MadeLayer(ReferenceLayer(spec), compiled)
         self.compiled[made.reference] = compiled
+        release_after(next(layer.parameters()))
         return made
 
     def _rounded(self, layer: nn.Module, name: str, row: OpRow, request: LayerRequest) -> RoundedWeight:

@@ -40,6 +40,9 @@ class LayerWeight:
         return self.config.weight_per_channel and binding_of(self.backend, self.row).per_channel
 
 
+BLOCK = 2**18  # weights
+
+
 @dataclass(frozen=True)
 class WeightGrid:
     """The integers that a weight may take: ``low`` to ``high``, with ``scale`` and ``zero_point`` along ``axis``."""
@@ -127,6 +130,11 @@ def _largest(flat: Tensor, bits: int) -> Tensor:
 
 def _least_error(flat: Tensor, bits: int, floor: Tensor | None) -> Tensor:
     """The symmetric scale of each row of ``flat`` with the least squared error, none below ``floor``."""
+    if len(flat) > 1 and flat.numel() > BLOCK:  # in blocks that stay in the cache, and take little memory
+        rows = max(1, BLOCK // flat.shape[1])
+        floors = [None] * len(flat) if floor is None else floor.expand(len(flat)).split(rows)
+        blocks = zip(flat.split(rows), floors, strict=False)
+        return torch.cat([_least_error(block, bits, below) for block, below in blocks])
     largest = _largest(flat, bits)
     best, least = largest, torch.full_like(largest, torch.inf)
     for share in SHRINK.get(bits, SHRINK_FEW_BITS):

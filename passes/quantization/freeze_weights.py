@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ...backends.base.op import OpRow, Output
 from ...backends.base.weights import IntegerWeight
 from ...backends.ops.units import Unit
+from ...compiler.core.memory import release_after
 from ...compiler.numerics.quantize import dequantize_channels
 from ..analysis.assignment import Assignment
 from ..layers.layer_weight import function_arguments, output_channels
@@ -41,6 +42,7 @@ class WeightFreezer:
         if path not in self._done:
             self._done[path] = self._rounded(unit, layer, top)
             _hold(self.gm, path, self._done[path], layer, row)
+            release_after(self._done[path].integers)
         graph = self.gm.graph
         with graph.inserting_before(node):
             parts = [graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,18 @@ class Emitter:
         """A constant of the code: packed weights, or a tensor."""
         return self.graph.get_attr(self._keep(value, name))
 
+    def late_constant(self, make: Callable[[], Tensor], name: str) -> fx.Node:
+        """A constant that is made only if the graph reads it in the end."""
+        return self.graph.get_attr(self._keep(_Late(make), name))
+
+    def resolve(self) -> dict[str, Any]:
+        """The constants that the graph reads; all others are dropped."""
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        used = {str(n.target) for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
+        kept = {k: v for k, v in self.constants.items() if k in used}
+        self.constants = {k: v.make() if isinstance(v, _Late) else v for k, v in kept.items()}
+        return self.constants
+
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         """A call of a module that stays in fp32."""
         return self.graph.call_module(self._keep(module, type(module).__name__.lower()), args, kwargs)
@@ -77,7 +90,7 @@ class Emitter:
 
         It has one line per op, and sets torch's quantized engine if an op needs that.
         """
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        constants = self.resolve()
         self.graph.lint()
         code = self.graph.python_code("self")
         bound = dict(code.globals)
@@ -90,23 +103,23 @@ class Emitter:
             return f"{name}("
 
         exec(compile(_OP.sub(bind, code.src), "<fxquant lowered>", "exec"), bound)
-        used = self._used()
-        self.constants = {k: v for k, v in self.constants.items() if k in used}
         forward = bound["forward"]
         needs_engine = not self.needs_onednn.isdisjoint(self.graph.nodes)
-        return under_engine(ONEDNN, forward) if needs_engine else forward, self.constants
+        return under_engine(ONEDNN, forward) if needs_engine else forward, constants
 
     def straight_line(self) -> Callable[..., Any]:
         """The graph as a Python function of its inputs."""
         forward, constants = self.compile()
         return partial(forward, SimpleNamespace(**constants))
 
-    def _used(self) -> set[str]:
-        return {str(n.target) for n in self.graph.nodes if n.op in ("get_attr", "call_module")}
-
     def weight_bytes(self) -> int:
         """Bytes of the constants that the graph reads: int8 weights with their fp32 scales and biases."""
-        return sum(_bytes(self.constants[name]) for name in self._used())
+        return sum(map(_bytes, self.resolve().values()))
+
+
+@dataclass(frozen=True)
+class _Late:
+    make: Callable[[], Tensor]
 
 
 def _bytes(value: Any) -> int:

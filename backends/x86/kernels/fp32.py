@@ -36,7 +36,7 @@ def in_fp32(call: Int8Call) -> Candidate:
             if not isinstance(value, fx.Node):
                 return value
             if weight is not None and value.target is dequantize_channels:
-                return emitter.constant(weight.dequantized(), "weight")
+                return emitter.late_constant(weight.dequantized, "weight")
             if weight is not None and value is call.node.kwargs.get("bias"):
                 return emitter.constant(call.bias, "bias")
             return next(values)

@@ -159,7 +159,7 @@ class Lowering:
         if node not in self._float and node.target is dequantize_channels:
             weight = self.view.weight(next(iter(node.users)))
             assert weight is not None
-            self._float[node] = self.emitter.constant(weight.dequantized(), "weight")
+            self._float[node] = self.emitter.late_constant(weight.dequantized, "weight")
         elif node not in self._float:
             self._float[node] = self.emitter.dequantize(self.int8[node])
         return self._float[node]

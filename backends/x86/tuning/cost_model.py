@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -66,9 +66,10 @@ NOT_A_LAYER = LayerRates(0.0, 0.0, 0.0)
 class CostModel:
     """Estimates the times of kernels. An estimate depends on the call and on the kind of CPU, on nothing else."""
 
+    _known: ClassVar[dict[tuple[str, str], float]] = {}  # of this process
+
     def __init__(self) -> None:
         self._rates = VNNI if has_vnni() else AVX2
-        self._known: dict[tuple[str, str], float] = {}
 
     def times(self, call: Int8Call, candidates: Sequence[Candidate]) -> Times:
         """Milliseconds of each candidate, by its name."""

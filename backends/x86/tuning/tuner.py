@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
+from ....compiler.core.memory import release_after
 from ..kernels.calls import Candidate, Int8Call
 from ..kernels.fp32 import in_fp32
 from .cache import Times, TimesCache, machine
@@ -78,9 +80,11 @@ class Tuner:
         rounded = call.out is not None and all(o.qparams is not None for o in call.inputs)
         if call.weight is None or call.epilogue or not rounded or candidate.inputs or candidate.precision == "fp32":
             return True
-        key = candidate.kernel, call.signature(), call.weight.fingerprint(), call.inputs, call.out
+        shared = replace(call, op="").signature()  # one check serves all questions about a layer
+        key = candidate.kernel, shared, call.weight.fingerprint(), call.inputs, call.out
         if key not in self._right:
             self._right[key] = is_right(call, candidate)
+            release_after(call.weight.integers)
         return self._right[key]
 
     def save(self) -> None:

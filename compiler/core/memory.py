@@ -1,0 +1,34 @@
+"""Give freed memory back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+LARGE = 2**20  # elements
+
+
+def release_memory() -> None:
+    """Give freed memory back, where the C library can (glibc). It keeps what lies between memory that is in use."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+def release_after(weight: Tensor) -> None:
+    """:func:`release_memory` after work on ``weight`` that took several times its memory, if it is large."""
+    if weight.numel() > LARGE:
+        release_memory()
+
+
+@lru_cache
+def _trim() -> Callable[[int], Any] | None:
+    with suppress(OSError, AttributeError):
+        found: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
+        return found
+    return None
