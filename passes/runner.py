@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from ..compiler.core.interrupts import checkpoint
-from ..compiler.core.memory import release_memory
+from ..compiler.core.memory import LARGE, release_memory
 from ..compiler.core.progress import log, stage
 from ..compiler.execution.graphs import with_nodes
 from ..compiler.execution.sample import Batch
@@ -53,7 +53,8 @@ class PassRunner:
         check = ContractCheck(step, gm, self.example) if self.debug else None
         with stage(step.name):
             result = step(gm)
-        release_memory()
+        if any(parameter.numel() > LARGE for parameter in gm.parameters()):
+            release_memory()
         if check is not None:
             check.verify(result)
             if check.original is not None:

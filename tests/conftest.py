@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from fxquant.backends.x86.tuning import race
+from fxquant.compiler.execution import timing
 from fxquant.passes.analysis import slower_ops
 
 settings.register_profile("fxquant", deadline=None, max_examples=25, derandomize=True)
@@ -22,6 +23,7 @@ settings.load_profile("fxquant")
 def _machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Kernels are timed once each: results do not depend on which one wins."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "_cores_are_wanted", lambda: False)  # else times would not be kept
         patch.setenv("FXQUANT_CACHE", str(tmp_path_factory.mktemp("fxquant_cache")))
         patch.setattr(race, "ROUNDS", 1)
         patch.setattr(race, "BUDGET", 0.0)

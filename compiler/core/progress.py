@@ -76,6 +76,8 @@ def stage(name: str) -> Iterator[None]:
 class _Bar(tqdm):  # type: ignore[type-arg]
     """A bar with a lock of its own: other bars of the process cannot be left locked by ours."""
 
+    monitor_interval = 0  # else tqdm starts a thread, which stays
+
 
 _Bar.set_lock(process_lock())
 

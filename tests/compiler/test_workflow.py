@@ -177,7 +177,7 @@ def test_report_adds_up() -> None:
     model = small()
     q = compiled(model, backend="x86")
     report = q.report
-    assert report.counts == {"int8": len(report.rows)}
+    assert sum(report.counts.values()) == len(report.rows) and report.counts["int8"] > 1
     assert report.fp32_bytes == sum(t.numel() * 4 for t in model.parameters()) + sum(
         b.numel() * b.element_size() for b in model.buffers()
     )

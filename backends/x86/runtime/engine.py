@@ -43,7 +43,7 @@ class _Room:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._inside: set[_Call] = set()
         self._queue: deque[_Call] = deque()
         self._outer: str | None = None  # the user's engine, while ours is set
@@ -75,20 +75,39 @@ class _Room:
             self._enter(outer)
 
     def _enter(self, call: _Call) -> None:
-        with self._lock:
-            if call not in self._queue:
-                call.admitted = threading.Event()
-                self._queue.append(call)
-            self._admit()
+        self._alone(self._queue_up, call)
         while not call.admitted.wait(timeout=0.05):
             checkpoint()
 
     def _leave(self, call: _Call) -> None:
-        with self._lock:
-            self._inside.discard(call)
-            if call in self._queue:
-                self._queue.remove(call)
-            self._admit()
+        self._alone(self._take_out, call)
+
+    def _queue_up(self, call: _Call) -> None:
+        if call not in self._queue:
+            call.admitted = threading.Event()
+            self._queue.append(call)
+        self._admit()
+
+    def _take_out(self, call: _Call) -> None:
+        self._inside.discard(call)
+        if call in self._queue:
+            self._queue.remove(call)
+        self._admit()
+
+    def _alone(self, step: Callable[[_Call], None], call: _Call) -> None:
+        """Take a step while no other thread does."""
+        try:
+            try:
+                self._lock.acquire()
+                step(call)
+            finally:
+                self._release()
+        finally:  # again: an interrupt may have cut the first short
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition does
+            self._lock.release()
 
     def _admit(self) -> None:
         """Let calls in, and set the engine that those inside need."""
@@ -112,7 +131,7 @@ class _Room:
 
     def forked(self) -> None:
         """In the child of a fork, no other thread goes on: only the calls of this one are inside."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._inside &= set(self._own.__dict__.get("holds", []))
         self._queue.clear()
         self._set()

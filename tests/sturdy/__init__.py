@@ -1,0 +1,1 @@
+"""Nothing is broken by interrupts, exceptions, threads, forks, load or repetition."""
