@@ -23,7 +23,7 @@ class Replay:
     """
 
     def __init__(self, gm: fx.GraphModule, batch: Batch) -> None:
-        seeded = SeededNodes()
+        seeded = SeededNodes(gm)
         self._run = Visitor(gm, around=lambda node, run: seeded.run(node, run, 0), keep_values=True)
         self._nodes = list(gm.graph.nodes)
         self._place = {node: place for place, node in enumerate(self._nodes)}

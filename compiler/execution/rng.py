@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 
 @contextlib.contextmanager
@@ -23,23 +23,39 @@ def restored_rng() -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
+_DRAW = (
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
+    "multinomial", "poisson", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_",
+    "log_normal_", "rrelu", "rrelu_", "gumbel_softmax", "scaled_dot_product_attention", "multi_head_attention_forward",
+)  # fmt: skip
+
+
 class SeededNodes:
     """Runs nodes of a graph so that those that draw random numbers draw the same for the same seed.
 
-    Which ones do is seen the first time that they run. Only these touch the generator, which all threads share.
+    Only nodes that may draw touch the generator, which all threads share.
     """
 
-    def __init__(self) -> None:
-        self._draws: dict[fx.Node, bool] = {}
+    def __init__(self, gm: fx.GraphModule) -> None:
+        modules = dict(gm.named_modules())
+        self._draw = {node for node in gm.graph.nodes if _may_draw(node, modules)}
 
     def run(self, node: fx.Node, run: Callable[[fx.Node], Any], seed: int) -> Any:
         """The value of ``node`` that ``run`` computes."""
-        if self._draws.get(node) is False:
+        if node not in self._draw:
             return run(node)
-        generator = torch.default_generator
         with restored_rng():
-            generator.manual_seed(seed)
-            before = generator.get_state()
-            value = run(node)
-            self._draws[node] = not torch.equal(before, generator.get_state())
-        return value
+            torch.default_generator.manual_seed(seed)
+            return run(node)
+
+
+def _may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        kind = type(modules[str(node.target)])
+        known = kind.__module__.startswith(("torch.nn.", f"{__name__.partition('.')[0]}."))
+        return not known or any(part in kind.__name__ for part in ("Dropout", "RReLU", "FractionalMaxPool"))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(getattr(node.target, "__name__", node.target))
+    ours = str(getattr(node.target, "__module__", "torch")).startswith(("torch", "_operator", "fxquant", "builtins"))
+    return not ours or name in _DRAW or "dropout" in name

@@ -27,7 +27,7 @@ class Stepper:
         self._runs = [Visitor(gm) for _ in batches]
         for run, batch in zip(self._runs, batches, strict=True):
             run.args_iter = iter(bind_inputs(gm, *batch))
-        self._seeded = SeededNodes()
+        self._seeded = SeededNodes(gm)
         self._constants: set[fx.Node] = set()
         self.outputs: list[Any] = []
 

@@ -17,6 +17,9 @@ from fxquant.backends.x86.runtime import engine
 
 from .process_state import DATA, NET, WORKFLOWS, state
 
+# Where it is raised in a generator that is being closed, Python only reports it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 ROOT = str(Path(fxquant.__file__).parent)
 # They put things back: what is raised at their own call cannot be survived by anything.
 GUARDS = ("core/interrupts.py", "core/entry_point.py")
