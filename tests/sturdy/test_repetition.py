@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
+from fxquant import QATModule
 from fxquant.backends.x86.tuning import tuner
 from fxquant.compiler.core.memory import release_memory
 
@@ -49,7 +51,7 @@ def answers(model: nn.Module, data: Sequence[Any]) -> tuple[Tensor, list[tuple[s
     return q(*data[0]), [(row.node, row.precision, row.kernel) for row in q.report.rows]
 
 
-@pytest.mark.parametrize("name", ("mobilenet_v3_large", "shufflenet_v2"))
+@pytest.mark.parametrize("name", ("mobilenet_v3_large", "bert_encoder"))
 def test_times_do_not_change_the_answer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Random times stand for a machine that is busy in any way."""
     chance = random.Random(0)
@@ -102,7 +104,7 @@ def growth(form: str, name: str, times: int) -> float:
 
 def test_compilations_do_not_grow_the_process() -> None:
     """The weights of this model alone have 14 MB."""
-    assert growth("torchscript", "mobilenet_v2", 7) < 3
+    assert growth("torchscript", "mobilenet_v2", 6) < 3
 
 
 @pytest.mark.slow
@@ -158,7 +160,13 @@ def test_peak_memory(scheme: Any) -> None:
 
 
 def test_a_training_module_is_freed() -> None:
-    """Of what training needs, nothing is kept by the result."""
-    q = fxquant.compile(NET, "qat", calibration=DATA, train=train)
-    kept = sum(t.numel() for t in gc.get_objects() if isinstance(t, Tensor) and t.requires_grad and t.grad is not None)
-    assert kept == 0 and torch.isfinite(q(DATA[0])).all()
+    """Nothing of it is kept by the result."""
+    seen: list[weakref.ref[QATModule]] = []
+
+    def watched(q: QATModule) -> None:
+        seen.append(weakref.ref(q))
+        train(q)
+
+    q = fxquant.compile(NET, "qat", calibration=DATA, train=watched)
+    gc.collect()
+    assert seen[0]() is None and torch.isfinite(q(DATA[0])).all()
