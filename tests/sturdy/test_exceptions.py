@@ -92,5 +92,5 @@ def test_at_every_line_of_the_engine() -> None:
             calls_of(nested, place, "runtime/engine.py", "line")
         assert torch.backends.quantized.engine == before, place
         room = engine._room
-        assert not room._inside and not room._queue and not room._own.holds and not room._lock._is_owned(), place
+        assert not room._inside and not room._queue and not room._own.holds and not room._lock._is_owned(), place  # type: ignore[attr-defined]
     nested()

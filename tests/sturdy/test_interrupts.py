@@ -21,6 +21,14 @@ from fxquant.compiler.core.interrupts import checkpoint, held, interruptible
 from .process_state import DATA, NET, WORKFLOWS, state
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """A process that was started in the background of a shell ignores Ctrl-C."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 def press() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 

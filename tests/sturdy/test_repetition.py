@@ -51,7 +51,7 @@ def answers(model: nn.Module, data: Sequence[Any]) -> tuple[Tensor, list[tuple[s
     return q(*data[0]), [(row.node, row.precision, row.kernel) for row in q.report.rows]
 
 
-@pytest.mark.parametrize("name", ("mobilenet_v3_large", "bert_encoder"))
+@pytest.mark.parametrize("name", ("mobilenet_v3_large",))
 def test_times_do_not_change_the_answer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Random times stand for a machine that is busy in any way."""
     chance = random.Random(0)
@@ -91,9 +91,8 @@ FORMS: dict[str, Callable[[nn.Module, Any, Any], Any]] = {
 }
 
 
-def growth(form: str, name: str, times: int) -> float:
+def growth(form: str, model: nn.Module, data: Sequence[Any], times: int) -> float:
     """MiB that the process grows by after the third compilation."""
-    model, data = settled(name), batches(name, 1)
     start = 0.0
     for number in range(times):
         FORMS[form](model, data, data[0])
@@ -102,15 +101,18 @@ def growth(form: str, name: str, times: int) -> float:
     return resident() - start
 
 
-def test_compilations_do_not_grow_the_process() -> None:
-    """The weights of this model alone have 14 MB."""
-    assert growth("torchscript", "mobilenet_v2", 6) < 3
+@pytest.mark.parametrize("form", FORMS)
+def test_compilations_do_not_grow_the_process(form: str) -> None:
+    """The weights of this model alone have 5 MB."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(m for _ in range(20) for m in (nn.Linear(256, 256), nn.ReLU()))).eval()
+    assert growth(form, model, [(torch.randn(4, 256),)], 8) < 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_thirty_compilations_do_not_grow_the_process(form: str) -> None:
-    assert growth(form, "mobilenet_v2", 30) < 5
+    assert growth(form, settled("mobilenet_v2"), batches("mobilenet_v2", 1), 30) < 5
 
 
 @pytest.mark.slow
