@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,14 @@ PATIENCE = 2.0  # seconds after which a second signal of the same kind is delive
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGBREAK")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+class _Raised(BaseException):
+    """Carries what a handler raised through ``except Exception`` to the end of the held function."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Hold:
@@ -65,7 +74,14 @@ class _Hold:
         """Call the handlers of the signals that wait."""
         while self.pending:
             number, _ = self.pending.popitem()
-            self.handlers[number](number, None)
+            self.handlers[number](number, sys._getframe())
+
+    def deliver_inside(self) -> None:
+        """The same where our own code is around, which must not take what a handler raises for an error of a model."""
+        try:
+            self.deliver()
+        except Exception as error:
+            raise _Raised(error) from error
 
 
 _hold: _Hold | None = None  # of the main thread
@@ -91,6 +107,8 @@ def _outermost(function: Callable[..., R], args: Any, kwargs: Any) -> R:
             _hold = hold
             hold.install()
             return function(*args, **kwargs)
+        except _Raised as raised:
+            raise raised.error from None
         finally:
             _hold = None
             hold.remove()
@@ -117,7 +135,7 @@ def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
     if _hold is None or threading.get_ident() != threading.main_thread().ident:
         return function(*args, **kwargs)
     hold = _hold
-    hold.deliver()
+    hold.deliver_inside()
     try:
         hold.immediate = True
         return function(*args, **kwargs)
@@ -128,4 +146,4 @@ def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 def checkpoint() -> None:
     """A place where a signal may be delivered: nothing is half done here."""
     if _hold is not None and _hold.pending and threading.get_ident() == threading.main_thread().ident:
-        _hold.deliver()
+        _hold.deliver_inside()

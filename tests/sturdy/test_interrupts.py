@@ -17,6 +17,7 @@ from torch import Tensor
 import fxquant
 from fxquant.compiler.core import interrupts
 from fxquant.compiler.core.interrupts import checkpoint, held, interruptible
+from fxquant.compiler.execution.batches import run_batch
 
 from .process_state import DATA, NET, WORKFLOWS, state
 
@@ -200,3 +201,23 @@ def test_interrupted_calls_leave_the_modes() -> None:
     for _ in range(30):
         interrupted(lambda: [q(DATA[0]) for _ in range(20)], random.random() * 2e-3)
         assert state() | {"python": 0} == before | {"python": 0}
+
+
+def test_what_a_handler_raises_is_no_error_of_a_model() -> None:
+    """An Exception that is raised while a graph of the model runs comes out as it is."""
+
+    def expired(number: int, frame: object) -> None:
+        raise TimeoutError("too slow")
+
+    old = signal.signal(signal.SIGALRM, expired)
+    try:
+
+        @held
+        def work() -> None:
+            os.kill(os.getpid(), signal.SIGALRM)
+            run_batch(lambda: checkpoint(), ((), {}))
+
+        with pytest.raises(TimeoutError, match="too slow"):
+            work()
+    finally:
+        signal.signal(signal.SIGALRM, old)

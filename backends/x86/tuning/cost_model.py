@@ -1,7 +1,7 @@
 """Milliseconds of kernels from what they compute and move: the same in every compilation.
 
 A kernel takes a time for each op that it calls, for each byte that it moves, and for each product of its layer
-(``docs/benchmarks.md`` has the fit). It need not be exact: it decides which of two ways is faster by far.
+(``docs/decisions.md`` has the fit). It need not be exact: it decides which of two ways is faster by far.
 """
 
 from __future__ import annotations
