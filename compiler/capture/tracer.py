@@ -72,13 +72,14 @@ class Tracer(fx.Tracer):
         # Also for calls such as nn.utils.rnn.pack_padded_sequence(...).
         self._autowrap_search.append(rnn)
         self._leaves, self._paths = leaves, paths
-        self.path = ""
+        self.path, self._thread = "", threading.get_ident()
         self.returned_input: set[str] = set()
         self.computed: set[str] = set()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``, while no other thread does: ``torch.fx`` replaces methods of ``nn.Module`` meanwhile."""
         with _tracing:
+            self._thread = threading.get_ident()
             own = {name: getattr(nn.Module, name) for name in _REPLACED}
             try:
                 try:
@@ -92,16 +93,21 @@ class Tracer(fx.Tracer):
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        own, thread = {name: getattr(nn.Module, name) for name in _REPLACED}, threading.get_ident()
+        own = {name: getattr(nn.Module, name) for name in _REPLACED}
 
         @functools.wraps(function)
         def forward(*args: Any) -> Any:
             # The methods of torch.fx are in place now. Modules that other threads call are not traced.
             for name, method in own.items():
-                setattr(nn.Module, name, _by_thread(thread, getattr(nn.Module, name), method))
+                setattr(nn.Module, name, _by_thread(self._thread, getattr(nn.Module, name), method))
             return function(*args)
 
         return forward, args
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         checkpoint()
@@ -121,6 +127,8 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if threading.get_ident() != self._thread:  # in the moment before the methods go by thread
+            return forward(*args, **kwargs)
         outer, self.path = self.path, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         self.path = outer  # not in a finally: after a failure it must name the place
