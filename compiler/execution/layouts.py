@@ -38,10 +38,10 @@ class OutputLayouts:
     def applied(self, outputs: Any, inputs: Sequence[Any]) -> Any:
         """``outputs`` in the layouts that belong to ``inputs``."""
         images = [x for x in inputs if isinstance(x, Tensor) and x.dim() in FORMATS]
-        formats = iter(self.plain if all(x.is_contiguous() for x in images) else self.channels_last)
+        formats = iter(self.channels_last if any(map(_is_channels_last, images)) else self.plain)
 
         def convert(output: Tensor) -> Tensor:
-            wanted = next(formats)
+            wanted = next(formats, None)
             return output if wanted is None else output.contiguous(memory_format=wanted)
 
         return map_tensors(outputs, convert)
@@ -56,6 +56,10 @@ def _formats(function: Callable[..., Any], batch: Batch, channels_last: bool) ->
     args, kwargs = map_tensors(batch, convert)
     with torch.no_grad():
         return tuple(map(_format, tensors_of(function(*args, **kwargs))))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=FORMATS[x.dim()])
 
 
 def _format(output: Tensor) -> torch.memory_format | None:

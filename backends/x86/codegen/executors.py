@@ -62,7 +62,7 @@ def traced(emitter: Emitter, program: FrozenProgram) -> Run:
 
 
 def trace(emitter: Emitter, inputs: Sequence[Any]) -> Run:
-    """The graph traced on ``inputs`` and frozen by TorchScript."""
+    """The graph traced on ``inputs``, run until TorchScript has specialized it."""
     module = _Traceable(*emitter.compile()).eval()
     run = under_engine(ONEDNN, script.trace(module, inputs))
     with torch.no_grad():
