@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from ..compiler.core.interrupts import checkpoint
-from ..compiler.core.memory import LARGE, release_memory
+from ..compiler.core.memory import release_after
 from ..compiler.core.progress import log, stage
 from ..compiler.execution.graphs import with_nodes
 from ..compiler.execution.sample import Batch
@@ -53,8 +53,7 @@ class PassRunner:
         check = ContractCheck(step, gm, self.example) if self.debug else None
         with stage(step.name):
             result = step(gm)
-        if any(parameter.numel() > LARGE for parameter in gm.parameters()):
-            release_memory()
+        release_after(gm.parameters())
         if check is not None:
             check.verify(result)
             if check.original is not None:

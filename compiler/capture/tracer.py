@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import rnn
 
-from ..core.interrupts import checkpoint
+from ..core.interrupts import checkpoint, put_back_after
 from ..core.locks import process_lock
 
 # Kept as calls: they branch on lengths, and do not return plain tensors.
@@ -81,13 +81,8 @@ class Tracer(fx.Tracer):
         with _tracing:
             self._thread = threading.get_ident()
             own = {name: getattr(nn.Module, name) for name in _REPLACED}
-            try:
-                try:
-                    return super().trace(root, concrete_args)
-                finally:
-                    _put_back(own)
-            finally:  # again: an interrupt may have cut the first short
-                _put_back(own)
+            trace = super().trace
+            return put_back_after(lambda: trace(root, concrete_args), lambda: _put_back(own))
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None

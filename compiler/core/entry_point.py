@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from .interrupts import held
+from .interrupts import held, put_back_after
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,13 +29,10 @@ def entry_point(function: Callable[P, R]) -> Callable[P, R]:
             torch.set_autocast_enabled("cpu", autocast)
             torch._C._set_grad_enabled(grad)
 
-        try:
-            try:
-                torch.set_autocast_enabled("cpu", False)
-                return function(*args, **kwargs)
-            finally:
-                put_back()
-        finally:  # again: the first may have been cut short
-            put_back()
+        def work() -> R:
+            torch.set_autocast_enabled("cpu", False)
+            return function(*args, **kwargs)
+
+        return put_back_after(work, put_back)
 
     return held(run)

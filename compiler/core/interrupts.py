@@ -87,12 +87,23 @@ class _Hold:
 _hold: _Hold | None = None  # of the main thread
 
 
+def put_back_after(function: Callable[[], R], put_back: Callable[[], None]) -> R:
+    """Call ``function``, then ``put_back``, twice: an exception may have cut the first short."""
+    try:
+        try:
+            return function()
+        finally:
+            put_back()
+    finally:
+        put_back()
+
+
 def held(function: Callable[P, R]) -> Callable[P, R]:
     """``function``, during which signals wait for a checkpoint or for its end. In other threads there are none."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if threading.get_ident() != threading.main_thread().ident:
+        if not _in_main_thread():
             return function(*args, **kwargs)
         return _outermost(function, args, kwargs) if _hold is None else _inner(_hold, function, args, kwargs)
 
@@ -100,21 +111,24 @@ def held(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _outermost(function: Callable[..., R], args: Any, kwargs: Any) -> R:
-    global _hold
     hold = _Hold()
-    try:
-        try:
-            _hold = hold
-            hold.install()
-            return function(*args, **kwargs)
-        except _Raised as raised:
-            raise raised.error from None
-        finally:
-            _hold = None
-            hold.remove()
-    finally:  # again: a signal that does not wait may have come between
+
+    def work() -> R:
+        global _hold
+        _hold = hold
+        hold.install()
+        return function(*args, **kwargs)
+
+    def put_back() -> None:
+        global _hold
         _hold = None
         hold.remove()
+
+    try:
+        return put_back_after(work, put_back)
+    except _Raised as raised:
+        raise raised.error from None
+    finally:
         hold.deliver()
 
 
@@ -132,7 +146,7 @@ def _inner(hold: _Hold, function: Callable[..., R], args: Any, kwargs: Any) -> R
 
 def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a user's function: signals are delivered at once."""
-    if _hold is None or threading.get_ident() != threading.main_thread().ident:
+    if _hold is None or not _in_main_thread():
         return function(*args, **kwargs)
     hold = _hold
     hold.deliver_inside()
@@ -145,5 +159,9 @@ def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
 
 def checkpoint() -> None:
     """A place where a signal may be delivered: nothing is half done here."""
-    if _hold is not None and _hold.pending and threading.get_ident() == threading.main_thread().ident:
+    if _hold is not None and _hold.pending and _in_main_thread():
         _hold.deliver_inside()
+
+
+def _in_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident

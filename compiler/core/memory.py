@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-LARGE = 2**20  # elements
+_LARGE = 2**20  # elements
 
 
 def release_memory() -> None:
@@ -20,9 +20,9 @@ def release_memory() -> None:
         trim(0)
 
 
-def release_after(weight: Tensor) -> None:
-    """:func:`release_memory` after work on ``weight`` that took several times its memory, if it is large."""
-    if weight.numel() > LARGE:
+def release_after(weights: Iterable[Tensor]) -> None:
+    """:func:`release_memory` after work on ``weights`` that took several times their memory, if one is large."""
+    if any(weight.numel() > _LARGE for weight in weights):
         release_memory()
 
 

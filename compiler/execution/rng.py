@@ -23,6 +23,7 @@ def restored_rng() -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
+_PACKAGE = f"{__name__.partition('.')[0]}."
 _DRAW = (
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
     "multinomial", "poisson", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_",
@@ -52,10 +53,10 @@ class SeededNodes:
 def _may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
         kind = type(modules[str(node.target)])
-        known = kind.__module__.startswith(("torch.nn.", f"{__name__.partition('.')[0]}."))
+        known = kind.__module__.startswith(("torch.nn.", _PACKAGE))
         return not known or any(part in kind.__name__ for part in ("Dropout", "RReLU", "FractionalMaxPool"))
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(getattr(node.target, "__name__", node.target))
-    ours = str(getattr(node.target, "__module__", "torch")).startswith(("torch", "_operator", "fxquant", "builtins"))
+    ours = str(getattr(node.target, "__module__", "torch")).startswith(("torch", "_operator", "builtins", _PACKAGE))
     return not ours or name in _DRAW or "dropout" in name

@@ -49,14 +49,22 @@ def call_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     failed = module.get_submodule(path)
     sizes = [f"{name} {value}" for name, value in vars(failed).items() if name in SIZES]
     wanted = ", ".join(["integers" if hasattr(failed, "num_embeddings") else "fp32 values", *sizes])
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    reason = lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
-    return CallError(
-        f"Layer '{path or '(root)'}' ({failed.extra_repr()}) failed on {_described(given)}; it takes {wanted}. {reason}"
-    )
+    where = f"Layer '{path or '(root)'}' ({failed.extra_repr()})"
+    return CallError(f"{where} failed on {_all_described(given)}; it takes {wanted}. {reason_of(error)}")
 
 
-def _described(given: Any) -> str:
-    if isinstance(given, Tensor):
-        return f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
-    return ", ".join(map(_described, given)) if isinstance(given, list | tuple) else type(given).__name__
+def reason_of(error: Exception) -> str:
+    """The line of an error that says what is wrong: the last one of a traceback of TorchScript, else the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if "Traceback of TorchScript" in str(error) else lines[0]
+
+
+def described(value: Any) -> str:
+    """The dtype and shape of a tensor; of anything else the type."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def _all_described(given: Any) -> str:
+    return ", ".join(map(_all_described, given)) if isinstance(given, list | tuple) else described(given)

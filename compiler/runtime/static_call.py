@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.errors import CallError, FxquantError
 from ..execution.inputs import Signature
 from ..execution.layouts import OutputLayouts
+from .call_errors import described, reason_of
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,8 @@ class StaticCall:
         for name, value, seen in zip(self.signature.names, inputs, self.example, strict=True):
             wrong = _differs(value, seen)
             if wrong:
-                return f"Input '{name}' has {wrong}: got {_described(value)}, calibrated with {_described(seen)}."
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        return f"The call failed: {lines[-1] if 'Traceback of TorchScript' in str(error) else lines[0]}"
+                return f"Input '{name}' has {wrong}: got {described(value)}, calibrated with {described(seen)}."
+        return f"The call failed: {reason_of(error)}"
 
 
 def _differs(value: Any, seen: Any) -> str:
@@ -70,9 +70,3 @@ def _differs(value: Any, seen: Any) -> str:
         return "another number of axes"
     fixed = value.shape[1:2] if value.dim() > 2 else value.shape[1:]
     return "another number of channels" if fixed != seen.shape[1 : 1 + len(fixed)] else ""
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return type(value).__name__

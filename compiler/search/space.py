@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...backends.base.op import Output
 from ...backends.registry import DEFAULT
 from ...passes.analysis.assignment import INPUT_IS_FP32
-from ...passes.analysis.measured_costs import measured_costs
+from ...passes.analysis.latency_costs import latency_costs
 from ...passes.analysis.precision_cut import Point, PrecisionCosts
 from ..core.errors import ConfigError
 from ..diagnosis.sensitivity import Sensitivity, freeze_all, measure_sensitivity
@@ -107,7 +107,7 @@ def search_space(model: CalibratedModel, known: Sensitivity | None) -> Space:
     if latencies is None:
         raise ConfigError(NEEDS_LATENCIES.format(model.options.backend.name))
     sensitivity = known or measure_sensitivity(frozen, frozen.sample, "sqnr")
-    costs = measured_costs(frozen.assignment, latencies)
+    costs = latency_costs(frozen.assignment, latencies)
     penalties = _penalties(sensitivity)
     return Space(model, sensitivity, costs, penalties, costs.front(penalties))
 

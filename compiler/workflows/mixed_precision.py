@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ...backends.ops.units import Unit
-from ...passes.analysis.measured_costs import measured_costs
+from ...passes.analysis.latency_costs import latency_costs
 from ...passes.analysis.ruinous_ops import (
     LEAST_SQNR,
     output_sqnr,
@@ -104,7 +104,7 @@ class _Choice:
         if latencies is None:
             return {}
         free: list[Unit] = self.free
-        slower = slower_ops(measured_costs(assignment, latencies), assignment, free, ruinous, measured)
+        slower = slower_ops(latency_costs(assignment, latencies), assignment, free, ruinous, measured)
         left = [u for u in assignment.int8_layers if u.root.name in slower]
         if measured and len(left) > len(assignment.int8_layers) / 2:
             warn(

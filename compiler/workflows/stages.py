@@ -104,7 +104,6 @@ class FrozenModel(PreparedModel):
     def program(self) -> FrozenProgram:
         """The graph as a program."""
         fp32 = frozenset(self.assignment.reasons)
-        self.gm.delete_all_unused_submodules()  # the float layers
         deterministic = self.options.config.deterministic
         return FrozenProgram(self.gm, self.sample[0], fp32, self.keep_roundings, deterministic)
 

@@ -27,7 +27,7 @@ def slower_ops(
     """Ops that a minimum cut puts into fp32, with their reasons by name.
 
     Args:
-        costs: times.
+        costs: of every mix, see :mod:`.latency_costs`.
         assignment: of the model.
         free: the units that may be moved.
         fp32: ops that are fp32 anyway; they are not in the result.

@@ -70,7 +70,7 @@ class LayerMaker:
             return f"its {compiled.kernel} has {decibels:.0f} dB on random inputs, and {LEAST_SQNR} dB are required"
         made = MadeLayer(ReferenceLayer(spec), compiled)
         self.compiled[made.reference] = compiled
-        release_after(next(layer.parameters()))
+        release_after(layer.parameters())
         return made
 
     def _rounded(self, layer: nn.Module, name: str, row: OpRow, request: LayerRequest) -> RoundedWeight:

@@ -72,6 +72,7 @@ class Freeze:
                     count += 1
                 if unit.row.output is Output.SHARED:
                     count += self._share(gm, unit)
+        gm.delete_all_unused_submodules()  # the float layers, and the observers
         finish(gm)
         return PassResult(count)
 

@@ -42,7 +42,7 @@ class WeightFreezer:
         if path not in self._done:
             self._done[path] = self._rounded(unit, layer, top)
             _hold(self.gm, path, self._done[path], layer, row)
-            release_after(self._done[path].integers)
+            release_after([self._done[path].integers])
         graph = self.gm.graph
         with graph.inserting_before(node):
             parts = [graph.get_attr(f"{path}_int8_{name}") for name in ("weight", "scale", "zero_point")]

@@ -110,15 +110,18 @@ class Candidate:
         kernel: its name.
         build: emits it, given the input nodes.
         inputs: its inputs, if they are not those of the call: such a candidate is only measured.
-        precision: what it computes in.
         arithmetic: kernels of the same call with the same text here give the same integers.
     """
 
     kernel: str
     build: Callable[[Emitter, Sequence[fx.Node]], fx.Node]
     inputs: tuple[Operand, ...] | None = None
-    precision: Literal["int8", "fp32"] = "int8"
     arithmetic: Arithmetic = "torch"
+
+    @property
+    def precision(self) -> Literal["int8", "fp32"]:
+        """What it computes in."""
+        return "fp32" if self.arithmetic == "fp32" else "int8"
 
 
 def engines_for(call: Int8Call) -> tuple[Engine, ...]:
@@ -129,10 +132,7 @@ def engines_for(call: Int8Call) -> tuple[Engine, ...]:
 
 
 def _saturates(call: Int8Call) -> bool:
-    """Whether fbgemm's kernel may saturate where weights leave no room for that.
-
-    Its depthwise kernels add pairs of products in 16 bits on every CPU, also on one with VNNI.
-    """
+    """Whether fbgemm's kernel may overflow: depthwise ones add pairs in 16 bits, and VNNI sets weights no limit."""
     return has_vnni() and call.is_depthwise
 
 

@@ -45,7 +45,7 @@ def conv(dims: int, transposed: bool = False) -> Kernels:
                 return clamped(emitter, call, emitter.call(op, *args))
 
             found.append(Candidate(f"quantized::{name} ({engine})", build, arithmetic=engine))
-        return found or [in_fp32(call)]
+        return found
 
     return candidates
 

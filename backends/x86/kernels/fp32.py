@@ -53,7 +53,7 @@ def in_fp32(call: Int8Call) -> Candidate:
             result = emitter.call(torch.clamp, result, *call.clamp)
         return result if call.out is None else emitter.quantize(result, call.out)
 
-    return Candidate(FP32_ENTRY if entry else FP32, build, precision="fp32", arithmetic="fp32")
+    return Candidate(FP32_ENTRY if entry else FP32, build, arithmetic="fp32")
 
 
 def quantized_entry(call: Int8Call, inner: Candidate, known: Sequence[QParams]) -> Candidate:

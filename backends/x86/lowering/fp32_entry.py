@@ -2,7 +2,7 @@
 
 With three channels the int8 kernels gain little, and the error of rounding the input and the first activations cannot
 be recovered later: it is up to a quarter of all noise (``docs/decisions.md``). So the quantize/dequantize pairs between
-the input and the first ops are dropped, op by op, as long as the measured time allows. Weights stay int8.
+the input and the first ops are dropped, op by op, as long as their time allows. Weights stay int8.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fuse an op into the convolution or linear layer before it, if that is measured to be faster.
+"""Fuse an op into the convolution or linear layer before it, if that is faster.
 
 In the program, a quantize/dequantize pair stands between the two. Fusing drops the pair: the result is rounded once
 instead of twice, as the executed graph shows.

@@ -76,10 +76,10 @@ class ProgramView:
         return attribute(self.gm, node)
 
     def candidates(self, unit: Unit, call: Int8Call) -> list[Candidate]:
-        """Every way to run ``call``: the kernels of ``unit``, and fp32 for an op without weights."""
+        """Every way to run ``call``: the kernels of ``unit``, and fp32 for an op without weights or without kernels."""
         kernels = binding(unit).kernels
         found = list(kernels(call)) if kernels else []
-        if not unit.row.weighted and unit.row.output is not Output.SHARED:
+        if unit.row.output is not Output.SHARED and not (unit.row.weighted and found):
             found.append(in_fp32(call))
         return found
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from ....compiler.core.interrupts import checkpoint
+from ....compiler.core.interrupts import checkpoint, put_back_after
 
 Engine = Literal["fbgemm", "onednn"]  # those with kernels for convolutions and linear layers
 
@@ -55,17 +55,15 @@ class _Room:
         if holds and holds[-1].name == name:
             return function(*args, **kwargs)
         outer, call = (holds[-1] if holds else None), _Call(name)
-        try:
-            try:
-                if outer is not None:
-                    self._leave(outer)
-                self._enter(call)
-                holds.append(call)
-                return function(*args, **kwargs)
-            finally:
-                self._end(call, outer, holds)
-        finally:  # again: an interrupt may have cut the first short
-            self._end(call, outer, holds)
+
+        def work() -> Any:
+            if outer is not None:
+                self._leave(outer)
+            self._enter(call)
+            holds.append(call)
+            return function(*args, **kwargs)
+
+        return put_back_after(work, lambda: self._end(call, outer, holds))
 
     def _end(self, call: _Call, outer: _Call | None, holds: list[_Call]) -> None:
         if call in holds:
@@ -96,14 +94,12 @@ class _Room:
 
     def _alone(self, step: Callable[[_Call], None], call: _Call) -> None:
         """Take a step while no other thread does."""
-        try:
-            try:
-                self._lock.acquire()
-                step(call)
-            finally:
-                self._release()
-        finally:  # again: an interrupt may have cut the first short
-            self._release()
+
+        def work() -> None:
+            self._lock.acquire()
+            step(call)
+
+        put_back_after(work, self._release)
 
     def _release(self) -> None:
         if self._lock._is_owned():  # type: ignore[attr-defined]  # as threading.Condition does

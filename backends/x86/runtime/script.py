@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ....compiler.core.interrupts import put_back_after
 from ....compiler.core.locks import process_lock
 
 Run = Callable[..., Any]
@@ -100,14 +101,11 @@ def quietly(make: Callable[[], Any]) -> Any:
                 while ours in known:
                     known.remove(ours)
 
-    try:
-        try:
-            filters[:0] = _QUIET
-            return make()
-        finally:
-            put_back()
-    finally:  # again: an interrupt may have cut the first short
-        put_back()
+    def work() -> Any:
+        filters[:0] = _QUIET
+        return make()
+
+    return put_back_after(work, put_back)
 
 
 def swallow_deprecation_warning() -> None:

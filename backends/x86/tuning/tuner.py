@@ -84,7 +84,7 @@ class Tuner:
         key = candidate.kernel, shared, call.weight.fingerprint(), call.inputs, call.out
         if key not in self._right:
             self._right[key] = is_right(call, candidate)
-            release_after(call.weight.integers)
+            release_after([call.weight.integers])
         return self._right[key]
 
     def save(self) -> None:

@@ -9,7 +9,7 @@ from .assignment import Assignment, tied
 from .precision_cut import OUTSIDE, Crossing, PrecisionCosts
 
 
-def measured_costs(assignment: Assignment, latencies: Latencies) -> PrecisionCosts:
+def latency_costs(assignment: Assignment, latencies: Latencies) -> PrecisionCosts:
     """The costs of the int8 ops of ``assignment``, by the names of their roots, and of the conversions between them.
 
     The times of its fp32 ops are the same in every mix, and left out.
