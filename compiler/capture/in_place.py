@@ -16,61 +16,59 @@ from torch import Tensor, fx, nn
 from ...backends.ops.table import OPS
 from ..core.errors import CaptureError
 from ..core.messages import where
+from .sharing import Shares, Sharing
 
-_OPERATORS = (operator.iadd, operator.imul, operator.isub, operator.itruediv)
+PURE = {  # of in-place operators
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod,
+    operator.ipow: operator.pow, operator.iand: operator.and_, operator.ior: operator.or_, operator.ixor: operator.xor,
+    operator.ilshift: operator.lshift, operator.irshift: operator.rshift,
+}  # fmt: skip
 _SAME_ORDER = ("reshape", "flatten", "unflatten", "squeeze", "unsqueeze")  # views with the same values in a row
-_MAY_COPY = ("reshape", "flatten", "contiguous")  # as spelled in forward()
 
 
 def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the call of ``node`` changes its input; ``module`` is what it calls, if any."""
+    if node.kwargs.get("out") is not None:
+        return True
     if module is not None:
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
-    return node.target in _OPERATORS or bool(node.kwargs.get("inplace")) or name.endswith("_")
+    return node.target in PURE or bool(node.kwargs.get("inplace")) or name.endswith("_")
 
 
-def assigned(base: Tensor, index: Any, value: Tensor) -> Tensor:
-    """A copy of ``base`` after ``base[index] = value``."""
+def assigned(base: Any, index: Any, value: Tensor) -> Any:
+    """A copy of ``base`` after ``base[index] = value``; ``base`` may also be a tuple of tensors."""
+    if isinstance(base, tuple):
+        return type(base)([value if i == range(len(base))[index] else item for i, item in enumerate(base)])
     result = base.clone()
     result[index] = value
     return result
 
 
-def may_copy(gm: fx.GraphModule, modules: Mapping[str, nn.Module]) -> frozenset[fx.Node]:
-    """Calls that give a view of their input or a copy, as its strides allow; of a graph that is not normalized yet."""
-
-    def name(node: fx.Node) -> str:
-        if node.op == "call_module":
-            return type(modules[str(node.target)]).__name__.lower()
-        return str(getattr(node.target, "__name__", node.target))
-
-    return frozenset(n for n in gm.graph.nodes if n.op.startswith("call") and name(n) in _MAY_COPY)
-
-
-def redirect_later_uses(node: fx.Node, modules: Mapping[str, nn.Module], uncertain: frozenset[fx.Node]) -> None:
+def redirect_later_uses(node: fx.Node, modules: Mapping[str, nn.Module], sharing: Sharing) -> None:
     """Make later readers of the memory that an in-place op changes read its result.
 
     Args:
         modules: of the graph by path.
-        uncertain: nodes that may or may not share the memory of their input, see :func:`may_copy`.
+        sharing: of the values of the graph.
 
     Raises:
         CaptureError: the memory is read later under a name for which this is not possible.
     """
-    source = node.args[0] if node.args else None
+    source = node.kwargs.get("out") or (node.args[0] if node.args else None)
     if not isinstance(source, fx.Node):
         return
     later, reader = set[fx.Node](), node.next
     while reader.op != "root":
         later.add(reader)
         reader = reader.next
-    memory = _Memory(node, source, modules, uncertain)
+    memory = _Memory(node, source, later, modules, sharing)
     read = [alias for alias in memory.aliases if alias is not node and not later.isdisjoint(alias.users)]
-    for alias in (source, *read):
-        users = [user for user in alias.users if user in later]
+    for alias in (*read, source, node):
+        users = [user for user in alias.users if user in later and not memory.is_apart(user)]
         if users:
             value = memory.value_of(alias)
             for user in users:
@@ -81,42 +79,61 @@ class _Memory:
     """The names of the memory that an in-place op changes, and their values after it."""
 
     def __init__(
-        self, changed: fx.Node, source: fx.Node, modules: Mapping[str, nn.Module], uncertain: frozenset[fx.Node]
+        self,
+        changed: fx.Node,
+        source: fx.Node,
+        later: set[fx.Node],
+        modules: Mapping[str, nn.Module],
+        sharing: Sharing,
     ) -> None:
-        self.changed, self.modules, self.uncertain = changed, modules, uncertain
+        self.changed, self.modules, self.sharing = changed, modules, sharing
         self.now = {source: changed}
         self.end = changed  # new nodes go behind it
-        self.base = source
+        self.base, self.parts = source, dict[fx.Node, Any]()  # parts: what is changed of each value
         while self._is_view(self.base):
-            self.base = self.base.all_input_nodes[0]
+            whole = self.base.all_input_nodes[0]
+            self.parts[whole] = sharing.part(self.base)
+            self.base = whole
         found, front = {self.base: None}, [self.base]
         while front:
-            views = [u for u in front.pop().users if self._is_view(u) and u is not changed]
+            users = [u for u in front.pop().users if u is not changed and u not in later]
+            views = [u for u in users if self._is_view(u) and not self.is_apart(u)]
             found.update(dict.fromkeys(views))
             front += views
         self.aliases = [alias for alias in found if alias is not source]
         self.source = source
 
     def _is_view(self, node: fx.Node) -> bool:
-        row = OPS.of(node, self.modules)
-        return row is not None and row.views
+        return self.sharing.of(node) is not Shares.NO
+
+    def is_apart(self, node: fx.Node) -> bool:
+        """Whether ``node`` is another part of several than what is changed."""
+        part, changed = self.sharing.part(node), None
+        if part is not None:
+            changed = self.parts.get(node.all_input_nodes[0])
+        return changed is not None and part != changed
 
     def value_of(self, alias: fx.Node) -> fx.Node:
         """The value of ``alias`` after the change."""
+        if alias is self.changed:
+            alias = self.source
         if alias in self.now:
             return self.now[alias]
         if self.base not in self.now:
             self._rebuild_base(alias)
         if alias not in self.now:
             self._check_certain(alias, alias)
-            value = self.value_of(alias.all_input_nodes[0])
-            parent = alias.all_input_nodes[0]
-            with alias.graph.inserting_after(self.end):
-                self.end = self.now[alias] = alias.graph.node_copy(alias, lambda n: value if n is parent else n)
+            self._take_again(alias)
         return self.now[alias]
 
+    def _take_again(self, view: fx.Node) -> None:
+        parent = view.all_input_nodes[0]
+        value = self.value_of(parent)
+        with view.graph.inserting_after(self.end):
+            self.end = self.now[view] = view.graph.node_copy(view, lambda n: value if n is parent else n)
+
     def _rebuild_base(self, wanted: fx.Node) -> None:
-        view = self.source
+        view, chain = self.source, list[fx.Node]()
         while view is not self.base:
             self._check_certain(view, wanted)
             parent = view.all_input_nodes[0]
@@ -124,12 +141,16 @@ class _Memory:
             if made is None:
                 raise self._refusal(wanted)
             self.now[parent] = made
+            chain.append(view)
             view = parent
+        for view in reversed(chain):  # later changes of these must be seen as changes of the base
+            self._take_again(view)
 
     def _with_part(self, parent: fx.Node, view: fx.Node, value: fx.Node) -> fx.Node | None:
         """``parent`` whose ``view`` is ``value``; None if that is not known."""
         row = OPS.of(view, self.modules)
-        assert row is not None
+        if row is None:
+            return None
         if row.noop is not None:
             return value
         options: dict[str, Any] = dict(view.kwargs)
@@ -137,18 +158,15 @@ class _Memory:
             return self._call(torch.reshape, (value,), {"shape": self._call("size", (parent,), {})})
         if row.name == "transpose":
             return self._call(torch.transpose, (value,), options)
-        if row.name == "getitem" and isinstance(view.args[0], fx.Node) and not self._is_multiple(view.args[0]):
+        if row.name == "getitem" and self.sharing.part(view) is None:
             return self._call(assigned, (parent, view.args[1], value), {})
         if row.name == "select":
             return self._call(torch.select_scatter, (parent, value), options)
         if row.name == "narrow" and all(isinstance(options.get(k), int) for k in ("start", "length")):
-            ends = {"start": options["start"], "end": options["start"] + options["length"]}
+            end = options["start"] + options["length"]
+            ends = {"start": options["start"], "end": end or None}  # a negative start may reach the end
             return self._call(torch.slice_scatter, (parent, value), {"dim": options.get("dim", 0), **ends})
         return None
-
-    def _is_multiple(self, node: fx.Node) -> bool:
-        row = OPS.of(node, self.modules)
-        return row is not None and row.multiple
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
         graph = self.changed.graph
@@ -158,7 +176,7 @@ class _Memory:
         return self.end
 
     def _check_certain(self, view: fx.Node, wanted: fx.Node) -> None:
-        if view in self.uncertain:
+        if self.sharing.of(view) is Shares.MAYBE:
             raise self._refusal(wanted)
 
     def _refusal(self, alias: fx.Node) -> CaptureError:

@@ -11,10 +11,11 @@ from ...backends.ops.stubs import STUBS
 from ...backends.ops.table import OPS
 from ..execution.graphs import called_module
 from .functional_layers import make_layer
-from .in_place import is_in_place, may_copy, redirect_later_uses
+from .in_place import PURE, is_in_place, redirect_later_uses
+from .sharing import SIZES, Sharing, part_of
 
 _ITSELF = ("data", "real")  # attributes of a real tensor that are the tensor, in the same memory
-_SIZES = ("shape", "ndim", "dtype", "device", "layout", "itemsize", "nbytes", "is_cuda", "requires_grad")
+_NUMBERS = ("item",)  # methods that give what Python computes with
 _SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 
 
@@ -28,8 +29,7 @@ def normalize(gm: fx.GraphModule) -> int:
         CaptureError: an in-place op changes memory that is read later under another name.
     """
     modules = dict(gm.named_modules())
-    uncertain = may_copy(gm, modules)
-    sizes: set[fx.Node] = set()
+    sharing = Sharing(gm, modules)
     count = 0
     for node in list(gm.graph.nodes):
         if node.op not in ("call_module", "call_function", "call_method"):
@@ -44,20 +44,23 @@ def normalize(gm: fx.GraphModule) -> int:
             gm.graph.erase_node(node)
             count += 1
             continue
-        if node.target is getattr and node.args[1] not in _SIZES:
+        if node.target is getattr and node.args[1] not in SIZES:
             node.target = part_of
             count += 1
+        if node.target in PURE and all(n in sharing.numbers for n in node.all_input_nodes):
+            node.target = PURE[node.target]  # Python's numbers do not change
         row = OPS.of(node, modules)
-        if node.op != "call_module" and _gives_size(node, row, sizes):
-            sizes.add(node)
+        if node.op != "call_module" and _gives_number(node, row, sharing.numbers):
+            sharing.numbers.add(node)
             continue
         if module is not None and not node.args and node.kwargs:
             (_, first), *rest = node.kwargs.items()
             node.args, node.kwargs = (first,), dict(rest)
         does_nothing = row is not None and row.noop is not None and row.noop(Call(node, module, {}))
         if is_in_place(node, module) and not does_nothing:
-            redirect_later_uses(node, modules, uncertain)
+            redirect_later_uses(node, modules, sharing)
         if row is None:
+            node.target = PURE.get(node.target, node.target)
             continue
         count += _rewrite(gm, node, module, row)
         if node.op == "call_module" and module is None:  # a function became a layer
@@ -67,19 +70,14 @@ def normalize(gm: fx.GraphModule) -> int:
     return count
 
 
-def part_of(value: Any, name: str) -> Any:
-    """An attribute that is a value, not a size: ``values`` of what ``x.max(1)`` returns."""
-    return getattr(value, name)
-
-
 def _is_stub(module: nn.Module) -> bool:
     return type(module).__name__ in STUBS
 
 
-def _gives_size(node: fx.Node, row: OpRow | None, sizes: set[fx.Node]) -> bool:
-    if row is not None and row.output is Output.META:
+def _gives_number(node: fx.Node, row: OpRow | None, numbers: set[fx.Node]) -> bool:
+    if node.target in _NUMBERS or (row is not None and row.output is Output.META):
         return True
-    return bool(node.all_input_nodes) and all(n in sizes for n in node.all_input_nodes)
+    return bool(node.all_input_nodes) and all(n in numbers for n in node.all_input_nodes)
 
 
 def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, row: OpRow) -> bool:
@@ -113,7 +111,7 @@ def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[An
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}
         params |= row.from_module(module) if row.from_module else own
-    params |= {_SYNONYMS.get(k, k): v for k, v in given.items() if k != "inplace"}
+    params |= {_SYNONYMS.get(k, k): v for k, v in given.items() if k not in ("inplace", "out")}
     return tuple(tensors), {k: v for k, v in params.items() if v is not None}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.utils import rnn
 
 from ..core.interrupts import checkpoint, put_back_after
 from ..core.locks import process_lock
+from .in_place import PURE
 
 # Kept as calls: they branch on lengths, and do not return plain tensors.
 SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence, rnn.pad_sequence)
@@ -21,20 +21,16 @@ SEQUENCES = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequenc
 class _Proxy(fx.Proxy):
     """Records ``x += y`` as such. ``fx.Proxy`` records ``x = x + y``, which other names of ``x`` do not see."""
 
-    def _in_place(self, function: Callable[..., Any], other: Any) -> Any:
+
+def _recorded(function: Callable[..., Any]) -> Callable[[fx.Proxy, Any], Any]:
+    def method(self: fx.Proxy, other: Any) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def __iadd__(self, other: Any) -> Any:
-        return self._in_place(operator.iadd, other)
+    return method
 
-    def __isub__(self, other: Any) -> Any:
-        return self._in_place(operator.isub, other)
 
-    def __imul__(self, other: Any) -> Any:
-        return self._in_place(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> Any:
-        return self._in_place(operator.itruediv, other)
+for _function in PURE:
+    setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
 
 
 _tracing = process_lock()

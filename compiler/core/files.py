@@ -20,10 +20,8 @@ def read_json(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is no regular file, is larger than 64 MiB, or holds no JSON.
     """
-    # Opening a FIFO would wait for a writer.
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(number, "rb") as file:
-        found = os.fstat(number)
+    with open(path, "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is not a regular file")
         if found.st_size > LARGEST:
@@ -32,6 +30,11 @@ def read_json(path: Path) -> Any:
             return json.loads(file.read())
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a FIFO would wait for a writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def write_json(path: Path, content: Any) -> None:

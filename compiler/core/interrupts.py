@@ -40,12 +40,13 @@ class _Hold:
         handlers: the user's handlers.
         pending: signals that wait, with the time of the first of their kind.
         immediate: signals are delivered at once: a user's function runs.
+        ended: fxquant is done. Whoever saved our handler meanwhile may still have it.
     """
 
     def __init__(self) -> None:
         self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}
         self.pending: dict[int, float] = {}
-        self.immediate = False
+        self.immediate = self.ended = False
 
     def install(self) -> None:
         for number in _SIGNALS:
@@ -59,22 +60,31 @@ class _Hold:
         for number, handler in self.handlers.items():
             if signal.getsignal(number) == self._receive:
                 signal.signal(number, handler)
+        self.ended = True
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.ended:
+            self.handlers[number](number, frame)
+            return
         now = time.monotonic()
         if not self.immediate and now - self.pending.setdefault(number, now) < PATIENCE:
             return
-        # What the handler raises must not be interrupted while it cleans up.
-        before, self.immediate = self.immediate, False
         self.pending.pop(number, None)
-        self.handlers[number](number, frame)
-        self.immediate = before
+        try:
+            self.handlers[number](number, frame)
+        except Exception as error:
+            if self.immediate:
+                raise
+            raise _Raised(error) from error
 
     def deliver(self) -> None:
-        """Call the handlers of the signals that wait."""
-        while self.pending:
+        """Call the handlers of all signals that wait, also if one of them raises."""
+        if self.pending:
             number, _ = self.pending.popitem()
-            self.handlers[number](number, sys._getframe())
+            try:
+                self.handlers[number](number, sys._getframe())
+            finally:
+                self.deliver()
 
     def deliver_inside(self) -> None:
         """The same where our own code is around, which must not take what a handler raises for an error of a model."""
@@ -138,6 +148,10 @@ def _inner(hold: _Hold, function: Callable[..., R], args: Any, kwargs: Any) -> R
     try:
         hold.immediate = False
         return function(*args, **kwargs)
+    except _Raised as raised:
+        if before:
+            raise raised.error from None
+        raise
     finally:
         hold.immediate = before
         if before:
@@ -150,11 +164,15 @@ def interruptible(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
         return function(*args, **kwargs)
     hold = _hold
     hold.deliver_inside()
-    try:
+
+    def call() -> R:
         hold.immediate = True
         return function(*args, **kwargs)
-    finally:
+
+    def put_back() -> None:
         hold.immediate = False
+
+    return put_back_after(call, put_back)
 
 
 def checkpoint() -> None:

@@ -28,7 +28,7 @@ def release_after(weights: Iterable[Tensor]) -> None:
 
 @lru_cache
 def _trim() -> Callable[[int], Any] | None:
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # of systems without a C library to ask
         found: Callable[[int], Any] = ctypes.CDLL(None).malloc_trim
         return found
     return None

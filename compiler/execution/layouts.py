@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..core.tensors import map_tensors, tensors_of
 from .sample import Batch
+from .stepper import Stepper
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
 @dataclass(frozen=True)
 class OutputLayouts:
-    """The memory formats of all outputs of a function; None: not of images, left as they are.
+    """The memory formats of all outputs of a graph; None: not of images, left as they are.
 
     Attributes:
         plain: for contiguous inputs.
@@ -28,12 +30,14 @@ class OutputLayouts:
     channels_last: tuple[torch.memory_format | None, ...]
 
     @staticmethod
-    def of(function: Callable[..., Any], batch: Batch) -> OutputLayouts | None:
-        """Those of ``function``, found by running it on ``batch``; None if no output is an image."""
-        plain = _formats(function, batch, channels_last=False)
+    def of(gm: fx.GraphModule, batch: Batch) -> OutputLayouts | None:
+        """Those of ``gm``, found by running it on ``batch``; None if no output is an image."""
+        plain = channels_last = _formats(gm, batch, channels_last=False)
         if not any(plain):
             return None
-        return OutputLayouts(plain, _formats(function, batch, channels_last=True))
+        with contextlib.suppress(Exception):  # a .view() of the model may need contiguous inputs
+            channels_last = _formats(gm, batch, channels_last=True)
+        return OutputLayouts(plain, channels_last)
 
     def applied(self, outputs: Any, inputs: Sequence[Any]) -> Any:
         """``outputs`` in the layouts that belong to ``inputs``."""
@@ -47,15 +51,13 @@ class OutputLayouts:
         return map_tensors(outputs, convert)
 
 
-def _formats(function: Callable[..., Any], batch: Batch, channels_last: bool) -> tuple[torch.memory_format | None, ...]:
+def _formats(gm: fx.GraphModule, batch: Batch, channels_last: bool) -> tuple[torch.memory_format | None, ...]:
     def convert(x: Tensor) -> Tensor:
         if x.dim() not in FORMATS:
             return x
         return x.contiguous(memory_format=FORMATS[x.dim()] if channels_last else torch.contiguous_format)
 
-    args, kwargs = map_tensors(batch, convert)
-    with torch.no_grad():
-        return tuple(map(_format, tensors_of(function(*args, **kwargs))))
+    return tuple(map(_format, tensors_of(Stepper(gm, [map_tensors(batch, convert)]).finish())))
 
 
 def _is_channels_last(x: Tensor) -> bool:

@@ -27,7 +27,8 @@ _PACKAGE = f"{__name__.partition('.')[0]}."
 _DRAW = (
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
     "multinomial", "poisson", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_",
-    "log_normal_", "rrelu", "rrelu_", "gumbel_softmax", "scaled_dot_product_attention", "multi_head_attention_forward",
+    "log_normal_", "trunc_normal_", "binomial", "fractional_max_pool2d", "fractional_max_pool3d", "svd_lowrank",
+    "pca_lowrank", "rrelu", "rrelu_", "gumbel_softmax", "scaled_dot_product_attention", "multi_head_attention_forward",
 )  # fmt: skip
 
 
@@ -52,11 +53,14 @@ class SeededNodes:
 
 def _may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        kind = type(modules[str(node.target)])
-        known = kind.__module__.startswith(("torch.nn.", _PACKAGE))
-        return not known or any(part in kind.__name__ for part in ("Dropout", "RReLU", "FractionalMaxPool"))
+        return any(_module_may_draw(type(m)) for m in modules[str(node.target)].modules())
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(getattr(node.target, "__name__", node.target))
     ours = str(getattr(node.target, "__module__", "torch")).startswith(("torch", "_operator", "builtins", _PACKAGE))
     return not ours or name in _DRAW or "dropout" in name
+
+
+def _module_may_draw(kind: type[nn.Module]) -> bool:
+    known = kind.__module__.startswith(("torch.nn.", _PACKAGE))
+    return not known or any(part in kind.__name__ for part in ("Dropout", "RReLU", "FractionalMaxPool"))

@@ -89,8 +89,18 @@ def _kind(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no kind")
 
 
+class _Same:
+    """Equal to what holds the same object. Keeps it alive: the address of a freed one may be used again."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
 def _state(model: nn.Module) -> list[Any]:
-    """Identities of attributes and versions of tensors: they show whether forward() has changed the model."""
+    """Attributes and versions of tensors: they show whether forward() has changed the model."""
     found: list[Any] = []
     for module in model.modules():
         for name, value in (*vars(module).items(), *module._buffers.items(), *module._parameters.items()):
@@ -101,12 +111,12 @@ def _state(model: nn.Module) -> list[Any]:
 def _mark(value: Any) -> Any:
     """A mark that changes if ``value`` is replaced or written to, or if an item of a container is."""
     if isinstance(value, Tensor):
-        return id(value), 0 if value.is_inference() else value._version
+        return _Same(value), 0 if value.is_inference() else value._version
     if isinstance(value, list | tuple | set | deque):
-        return id(value), tuple(map(_mark, value))
+        return _Same(value), tuple(map(_mark, value))
     if isinstance(value, dict):
-        return id(value), tuple((id(k), _mark(v)) for k, v in value.items())
-    return id(value)
+        return _Same(value), tuple((_Same(k), _mark(v)) for k, v in value.items())
+    return _Same(value)
 
 
 def _same(ours: Any, theirs: Any, alike: bool = True) -> bool:

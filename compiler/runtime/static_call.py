@@ -69,4 +69,6 @@ def _differs(value: Any, seen: Any) -> str:
     if value.dim() != seen.dim():
         return "another number of axes"
     fixed = value.shape[1:2] if value.dim() > 2 else value.shape[1:]
-    return "another number of channels" if fixed != seen.shape[1 : 1 + len(fixed)] else ""
+    if fixed == seen.shape[1 : 1 + len(fixed)]:
+        return ""
+    return "another number of channels" if value.dim() > 3 else "another size of axis 1"

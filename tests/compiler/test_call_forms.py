@@ -150,6 +150,18 @@ class WithSubclass(Base):
         return self.scaled(self.layer(x))
 
 
+class Alternating(Base):
+    """Replaces a state twice in each call: the new object may lie where the old one lay."""
+
+    def forward(self, x: Any) -> Any:
+        out = self.layer(x)
+        for _ in range(2):
+            old = getattr(self, "last", 0.0)
+            self.last = None
+            self.last = [old[0] + 1.0 if isinstance(old, list) else 1.0]
+        return out * self.last[0]
+
+
 class ByFlag(Base):
     def forward(self, x: Any, flag: Any) -> Any:
         return self.layer(x) if flag is True else self.q(x)
@@ -182,6 +194,7 @@ X = torch.randn(4, 5, 8)
         (ByObject, [(Batch(X, X),), (Batch(X),), (Batch(X, X),)]),
         (ByDict, [({"x": X},), ({"x": X, "scale": 2.0},), ({"x": X},)]),
         (WithSubclass, [(X,)] * 3),
+        (Alternating, [(X,)] * 5),
         (ByFlag, [(X, True), (X, False), (X, True)]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",

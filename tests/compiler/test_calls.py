@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
@@ -43,6 +44,26 @@ def test_strides_of_nested_outputs() -> None:
     assert ours["count"] == 3 and ours["more"][1][1] == "text" and isinstance(ours["more"][1], tuple)
     assert ours["image"].stride() == theirs["image"].stride()
     assert ours["more"][1][0].stride() == theirs["more"][1][0].stride()
+
+
+def test_a_model_that_needs_contiguous_images() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        return m.c(x.view(-1, 3, 12, 12)), x.view(-1)
+
+    model = Lambda(forward, c=nn.Conv2d(3, 8, 3)).eval()
+    q = fxquant.compile(model, calibration=[X])
+    assert q(X)[0].stride() == model(X)[0].stride()
+
+
+def test_compiling_a_model_that_draws_leaves_random_numbers_alone() -> None:
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.pool(m.c(x))
+        return F.dropout(y, 0.5, training=True) + torch.binomial(torch.ones_like(y), torch.full_like(y, 0.5))
+
+    model = Lambda(forward, c=nn.Conv2d(3, 8, 3), pool=nn.FractionalMaxPool2d(2, output_ratio=0.5)).eval()
+    before = torch.get_rng_state()
+    fxquant.compile(model, calibration=[X])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("executor", ("eager", "torchscript"))

@@ -17,13 +17,16 @@ from fxquant.compiler.report.report import Row
 
 
 class Lambda(nn.Module):
-    """A forward from a function of tensors."""
+    """A forward from a function of tensors, with modules and buffers."""
 
-    def __init__(self, function: Callable[..., Any], **modules: nn.Module) -> None:
+    def __init__(self, function: Callable[..., Any], **parts: nn.Module | Tensor) -> None:
         super().__init__()
         self.function = function
-        for name, module in modules.items():
-            self.add_module(name, module)
+        for name, part in parts.items():
+            if isinstance(part, Tensor):
+                self.register_buffer(name, part)
+            else:
+                self.add_module(name, part)
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)

@@ -51,8 +51,11 @@ BAD: dict[str, Callable[[Path], object]] = {
 def test_a_bad_cache_is_ignored_with_one_line(kind: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     BAD[kind](cache)
     with caplog.at_level(logging.WARNING, "fxquant"):
-        assert TimesCache().of("any") == {}
-    assert len(caplog.records) == 1 and str(cache) in caplog.text
+        times = TimesCache()
+        assert times.of("any") == {}
+        times.add("any", {"kernel": 1.0})
+        times.save()
+    assert sum("are ignored" in record.getMessage() for record in caplog.records) == 1 and str(cache) in caplog.text
 
 
 @pytest.mark.parametrize("time", ("NaN", "Infinity", "-1.0", "0.0", "1e308", '"fast"', "null", "true", "[]", "{}", "1"))
@@ -100,6 +103,24 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FXQUANT_CACHE", str(tmp_path / "file" / "folder"))
     assert torch.isfinite(compile_one()).all()
+
+
+def test_without_a_home_folder_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FXQUANT_CACHE")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert torch.isfinite(compile_one()).all()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files as Linux does")
+def test_a_folder_in_place_of_a_file_stays_not_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(OSError, match="Is a directory"):
+            read_json(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_two_processes_write_at_once(cache: Path) -> None:

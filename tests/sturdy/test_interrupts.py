@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import threading
@@ -15,23 +14,9 @@ import torch
 from torch import Tensor
 
 import fxquant
-from fxquant.compiler.core import interrupts
-from fxquant.compiler.core.interrupts import checkpoint, held, interruptible
-from fxquant.compiler.execution.batches import run_batch
 
 from .process_state import DATA, NET, WORKFLOWS, state
-
-
-@pytest.fixture(autouse=True)
-def _ctrl_c() -> Iterator[None]:
-    """A process that was started in the background of a shell ignores Ctrl-C."""
-    old = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, old)
-
-
-def press() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+from .signals import press
 
 
 def interrupted(work: Callable[[], Any], delay: float) -> bool:
@@ -42,9 +27,9 @@ def interrupted(work: Callable[[], Any], delay: float) -> bool:
         press()
 
     thread = threading.Thread(target=later)
-    thread.start()
     try:
         try:
+            thread.start()
             work()
         finally:
             thread.join()
@@ -83,79 +68,6 @@ def test_a_thousand_random_moments(monkeypatch: pytest.MonkeyPatch, tmp_path: An
     check_at_random(1000, monkeypatch, cold, tmp_path)
 
 
-def test_a_signal_waits_for_a_checkpoint() -> None:
-    seen: list[str] = []
-
-    @held
-    def work() -> None:
-        try:
-            press()
-            seen.append("goes on")
-            checkpoint()
-            seen.append("never")
-        finally:
-            press()  # pressed again while cleaning up
-            seen.append("cleaned up")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert seen == ["goes on", "cleaned up"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_a_signal_is_delivered_at_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        held(press)()
-
-
-def test_a_users_function_is_interrupted_at_once() -> None:
-    seen: list[str] = []
-
-    def function() -> None:
-        try:
-            press()
-            seen.append("never")
-        except KeyboardInterrupt:
-            seen.append("interrupted")
-            raise
-
-    with pytest.raises(KeyboardInterrupt):
-        held(lambda: interruptible(function))()
-    assert seen == ["interrupted"]
-
-
-def test_a_held_function_in_a_users_function() -> None:
-    """As a training loop in ``train=`` calls the module."""
-    seen: list[str] = []
-
-    @held
-    def inner() -> None:
-        press()
-        seen.append("finished")
-
-    def user() -> None:
-        inner()
-        seen.append("never")
-
-    with pytest.raises(KeyboardInterrupt):
-        held(lambda: interruptible(user))()
-    assert seen == ["finished"]
-
-
-def test_a_second_signal_after_a_while_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interrupts, "PATIENCE", 0.0)
-    seen: list[str] = []
-
-    @held
-    def stuck() -> None:
-        press()
-        seen.append("never")
-
-    with pytest.raises(KeyboardInterrupt):
-        stuck()
-    assert not seen
-
-
 def test_a_handler_of_the_user_is_called_and_put_back() -> None:
     calls: list[int] = []
 
@@ -177,13 +89,8 @@ def test_a_handler_of_the_user_is_called_and_put_back() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_timeout_of_the_user() -> None:
+def test_a_timeout_of_the_user(timeouts: Callable[[], None]) -> None:
     """A handler of SIGALRM that raises is held like Ctrl-C."""
-
-    def expired(number: int, frame: object) -> None:
-        raise TimeoutError("too slow")
-
-    old = signal.signal(signal.SIGALRM, expired)
     before = state()
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.02)
@@ -191,7 +98,6 @@ def test_a_timeout_of_the_user() -> None:
             WORKFLOWS["learned"]()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
     assert state() == before
 
 
@@ -201,23 +107,3 @@ def test_interrupted_calls_leave_the_modes() -> None:
     for _ in range(30):
         interrupted(lambda: [q(DATA[0]) for _ in range(20)], random.random() * 2e-3)
         assert state() | {"python": 0} == before | {"python": 0}
-
-
-def test_what_a_handler_raises_is_no_error_of_a_model() -> None:
-    """An Exception that is raised while a graph of the model runs comes out as it is."""
-
-    def expired(number: int, frame: object) -> None:
-        raise TimeoutError("too slow")
-
-    old = signal.signal(signal.SIGALRM, expired)
-    try:
-
-        @held
-        def work() -> None:
-            os.kill(os.getpid(), signal.SIGALRM)
-            run_batch(lambda: checkpoint(), ((), {}))
-
-        with pytest.raises(TimeoutError, match="too slow"):
-            work()
-    finally:
-        signal.signal(signal.SIGALRM, old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,8 +30,9 @@ class TimesCache:
     """
 
     def __init__(self, on_disk: bool = True) -> None:
-        self._path = cache_folder() / "kernels.json" if on_disk else None
-        self._times = _read(self._path)
+        folder = cache_folder() if on_disk else None
+        self._path = folder / "kernels.json" if folder else None
+        self._times = _read(self._path, log.warning)
         self._new: dict[str, Times] = {}
 
     def of(self, key: str) -> Times:
@@ -54,18 +56,24 @@ class TimesCache:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, _read(self._path) | self._new)
+            write_json(self._path, _read(self._path, log.debug) | self._new)  # other processes may have written it
         except OSError as error:
             log.warning("Measured times cannot be kept in %s: %s", self._path, error.strerror or error)
         self._new = {}
 
 
-def cache_folder() -> Path:
-    """Where measured times are kept."""
-    return Path(os.environ.get("FXQUANT_CACHE") or Path.home() / ".cache" / "fxquant")
+def cache_folder() -> Path | None:
+    """Where measured times are kept; None if there is no home folder."""
+    given = os.environ.get("FXQUANT_CACHE")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "fxquant"
+    except RuntimeError:
+        return None
 
 
-def _read(path: Path | None) -> dict[str, Times]:
+def _read(path: Path | None, warn: Callable[..., None]) -> dict[str, Times]:
     if path is None:
         return {}
     try:
@@ -75,7 +83,7 @@ def _read(path: Path | None) -> dict[str, Times]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        log.warning("The measured times in %s are ignored: %s", path, error)
+        warn("The measured times in %s are ignored: %s", path, error)
         return {}
     return {key: row for key, row in data.items() if _is_times(row)}
 
