@@ -153,12 +153,16 @@ class WithSubclass(Base):
 class Alternating(Base):
     """Replaces a state twice in each call: the new object may lie where the old one lay."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = [0.0]
+
     def forward(self, x: Any) -> Any:
         out = self.layer(x)
         for _ in range(2):
-            old = getattr(self, "last", 0.0)
-            self.last = None
-            self.last = [old[0] + 1.0 if isinstance(old, list) else 1.0]
+            count = self.last[0]
+            del self.last
+            self.last = [count + 1.0]
         return out * self.last[0]
 
 

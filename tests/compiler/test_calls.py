@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CallError, ConfigError, QuantConfig, StateError
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.execution.layouts import OutputLayouts
 
 from .toys import Lambda
 
@@ -55,14 +57,15 @@ def test_a_model_that_needs_contiguous_images() -> None:
     assert q(X)[0].stride() == model(X)[0].stride()
 
 
-def test_compiling_a_model_that_draws_leaves_random_numbers_alone() -> None:
+def test_layouts_of_a_model_that_draws_leave_random_numbers_alone() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.pool(m.c(x))
         return F.dropout(y, 0.5, training=True) + torch.binomial(torch.ones_like(y), torch.full_like(y, 0.5))
 
     model = Lambda(forward, c=nn.Conv2d(3, 8, 3), pool=nn.FractionalMaxPool2d(2, output_ratio=0.5)).eval()
     before = torch.get_rng_state()
-    fxquant.compile(model, calibration=[X])
+    layouts = OutputLayouts.of(capture(model), ((X,), {}))
+    assert layouts is not None and layouts.plain == (torch.contiguous_format,)
     assert torch.equal(torch.get_rng_state(), before)
 
 
