@@ -155,7 +155,7 @@ class Alternating(Base):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last = [0.0]
+        self.last = [float("0.0")]  # an object that is freed when it is replaced
 
     def forward(self, x: Any) -> Any:
         out = self.layer(x)
