@@ -12,7 +12,7 @@ from torch import fx, nn
 from ..core.errors import CaptureError, ConfigError
 from ..core.messages import nearest, user_line
 from ..execution.graphs import ModelGraph
-from .copies import copy_model, modes_kept
+from .copies import copy_for_inference, modes_kept
 from .tracer import SEQUENCES, Tracer
 
 Leaf = str | type[nn.Module]
@@ -31,7 +31,7 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = (), share_parameter
         ModelError: the model cannot be copied.
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
-    work = copy_model(model, share_parameters).eval().requires_grad_(False)
+    work = copy_for_inference(model, share_parameters)
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
     return ModelGraph(tracer.root, graph, type(model).__name__)
 

@@ -7,7 +7,10 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from ..core.errors import ModelError
 
@@ -22,6 +25,10 @@ def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
         ModelError: the model cannot be copied.
     """
     memo: dict[int, Any] = {id(p): p for p in model.parameters()} if share_parameters else {}
+    for module in model.modules():
+        # Results of hooks that compute weights. A tensor with a gradient function cannot be copied otherwise.
+        results = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
+        memo |= {id(value): value.detach().clone() for value in results}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -29,6 +36,33 @@ def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
             f"{type(model).__name__} cannot be deep-copied ({error}). fxquant works on a copy: make "
             "copy.deepcopy(model) work, for example by detaching tensors that the modules keep."
         ) from error
+
+
+def copy_for_inference(model: nn.Module, share_parameters: bool = False) -> nn.Module:
+    """:func:`copy_model` in eval mode, without gradients, and with weights as they are used.
+
+    Parametrizations, and hooks that compute a weight before each call, are replaced by their result.
+    """
+    copied = copy_model(model, share_parameters).eval().requires_grad_(False)
+    for module in list(copied.modules()):
+        if parametrize.is_parametrized(module):
+            _remove_parametrizations(module)
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                hook.remove(module)
+                del module._forward_pre_hooks[key]
+    return copied.requires_grad_(False)
+
+
+def _remove_parametrizations(module: nn.Module) -> None:
+    """As parametrize.remove_parametrizations(), which also changes the class, but the user's model has the same."""
+    names: Any = module.parametrizations
+    weights = {name: getattr(module, name).detach() for name in names}
+    kind = parametrize.type_before_parametrizations(module)
+    del module._modules["parametrizations"]
+    module.__class__ = kind
+    for name, weight in weights.items():
+        module.register_parameter(name, nn.Parameter(weight))
 
 
 @contextlib.contextmanager

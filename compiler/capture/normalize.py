@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from ...backends.base.op import Call, OpRow, Output
@@ -13,6 +15,7 @@ from ..execution.graphs import called_module
 from .functional_layers import make_layer
 from .in_place import PURE, is_in_place, redirect_later_uses
 from .sharing import SIZES, Sharing, part_of
+from .size_reads import delay_size_reads
 
 _ITSELF = ("data", "real")  # attributes of a real tensor that are the tensor, in the same memory
 _NUMBERS = ("item",)  # methods that give what Python computes with
@@ -59,12 +62,16 @@ def normalize(gm: fx.GraphModule) -> int:
         does_nothing = row is not None and row.noop is not None and row.noop(Call(node, module, {}))
         if is_in_place(node, module) and not does_nothing:
             redirect_later_uses(node, modules, sharing)
+        layer = make_layer(gm, node) if module is None else None
+        if layer is not None:
+            modules[str(node.target)] = layer
+            count += 1
+            continue
         if row is None:
             node.target = PURE.get(node.target, node.target)
             continue
-        count += _rewrite(gm, node, module, row)
-        if node.op == "call_module" and module is None:  # a function became a layer
-            modules[str(node.target)] = gm.get_submodule(str(node.target))
+        count += _rewrite(node, module, row)
+    delay_size_reads(gm, modules, sharing.numbers)
     gm.graph.lint()
     gm.recompile()
     return count
@@ -80,10 +87,8 @@ def _gives_number(node: fx.Node, row: OpRow | None, numbers: set[fx.Node]) -> bo
     return bool(node.all_input_nodes) and all(n in numbers for n in node.all_input_nodes)
 
 
-def _rewrite(gm: fx.GraphModule, node: fx.Node, module: nn.Module | None, row: OpRow) -> bool:
-    if isinstance(row.canonical, type):
-        return module is None and make_layer(gm, node, row)
-    if isinstance(row.canonical, str):
+def _rewrite(node: fx.Node, module: nn.Module | None, row: OpRow) -> bool:
+    if isinstance(row.canonical, type | str):
         return False
     tensors, params = _bind(node, module, row)
     before = (node.op, node.target, node.args, node.kwargs)
@@ -105,8 +110,8 @@ def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[An
             tensors.append(given.pop(name))
     rest = list(node.args[count:])
     if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats") and not _is_whole_shape(rest[0]):
-        # x.view(2, 3) and x.view((2, 3)) mean the same; x.view(y.shape) stays as it is.
-        rest = [tuple(rest[0]) if isinstance(rest[0], list | tuple) else tuple(rest)]
+        # x.view(2, 3) and x.view((2, 3)) mean the same.
+        rest = [tuple(rest)]
     params = dict(zip(names, rest, strict=False))
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}
@@ -116,6 +121,13 @@ def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[An
 
 
 def _is_whole_shape(value: object) -> bool:
+    """Whether ``value`` is a sequence of sizes, not one size: ``x.shape``, ``x.size()[:-1] + (4, 8)``."""
     if not isinstance(value, fx.Node):
-        return False
-    return value.target is getattr or (value.target == "size" and len(value.args) == 1 and not value.kwargs)
+        return isinstance(value, list | tuple)
+    if value.target == "size":
+        return len(value.args) == 1 and not value.kwargs
+    if value.target is operator.getitem:
+        return isinstance(value.args[1], slice) and _is_whole_shape(value.args[0])
+    if value.target in (operator.add, torch.add):
+        return any(map(_is_whole_shape, value.args))
+    return value.target is getattr

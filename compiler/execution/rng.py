@@ -40,7 +40,7 @@ class SeededNodes:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         modules = dict(gm.named_modules())
-        self._draw = {node for node in gm.graph.nodes if _may_draw(node, modules)}
+        self._draw = {node for node in gm.graph.nodes if may_draw(node, modules)}
 
     def run(self, node: fx.Node, run: Callable[[fx.Node], Any], seed: int) -> Any:
         """The value of ``node`` that ``run`` computes."""
@@ -51,7 +51,8 @@ class SeededNodes:
             return run(node)
 
 
-def _may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+def may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node may draw random numbers; ``modules`` are those of the graph by path."""
     if node.op == "call_module":
         return any(_module_may_draw(type(m)) for m in modules[str(node.target)].modules())
     if node.op not in ("call_function", "call_method"):

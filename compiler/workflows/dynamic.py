@@ -15,7 +15,7 @@ from ...passes.dynamic.attention import project_attentions
 from ...passes.dynamic.layer_maker import LayerMaker
 from ...passes.dynamic.plan import LayerPlan, LayerRequest, check_answered
 from ...passes.dynamic.swap import swap_in_tree
-from ..capture.copies import copy_model
+from ..capture.copies import copy_for_inference
 from ..core.config import SWITCHES, QuantConfig
 from ..core.errors import ConfigError, ModelError
 from ..core.overrides import ResolvedConfig, Subject, module_subject, node_subject, resolve
@@ -61,7 +61,7 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     """
     check_config(options.config, dtype)
     # Not the copy that is traced: tracing changes a model that keeps state.
-    tree = copy_model(model).eval().requires_grad_(False)
+    tree = copy_for_inference(model)
     traced, untraced = trace_over(model, tree, options)
     config = _resolve_overrides(model, tree if traced is None else traced.gm, options)
     maker = LayerMaker(options.backend)

@@ -28,6 +28,7 @@ from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
 from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
 from ..capture.capture import capture
+from ..capture.constants import evaluate_constants
 from ..capture.normalize import normalize
 from ..core.errors import ModelError
 from ..core.messages import where
@@ -55,6 +56,7 @@ def capture_model(model: nn.Module, options: Options) -> CapturedModel:
     """
     with stage("capture"):
         gm = capture(model, options.leaf_modules)
+        evaluate_constants(gm)
     captured = CapturedModel(gm, options, options.new_runner(), model_bytes(model))
     return simplify(captured, FoldBatchNorm(), EliminateNoops())
 
