@@ -170,7 +170,7 @@ def prepare(
             return QATModule(prepare_training(model, options, calibration, calibration_batches))
         prepared = Prepared(capture_model(model, options))
         if calibration is not None:
-            prepared.calibrate(*sampled(calibration, prepared.graph_module, calibration_batches))
+            prepared.calibrate(*sampled(calibration, prepared.signature, calibration_batches))
         return prepared
 
 

@@ -33,7 +33,10 @@ def evaluate_constants(gm: fx.GraphModule) -> int:
     for node in [n for n in gm.graph.nodes if n in constant and n.op != "get_attr"]:
         if not constant.issuperset(node.users) and constant.issuperset(node.all_input_nodes):
             replaced += _replace(gm, node, run.env[node], sum(_size(run.env[n]) for n in node.all_input_nodes))
-    gm.graph.eliminate_dead_code()
+    for node in reversed(gm.graph.nodes):
+        # Nothing else: an in-place op whose result is not read counts, too.
+        if node in constant and not node.users:
+            gm.graph.erase_node(node)
     gm.recompile()
     return replaced
 

@@ -33,7 +33,7 @@ for _function in PURE:
     setattr(_Proxy, f"__{_function.__name__}__", _recorded(_function))
 
 
-_tracing = process_lock()
+tracing = process_lock()
 _REPLACED = "__call__", "__getattr__"  # by torch.fx
 
 
@@ -74,7 +74,7 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace ``root``, while no other thread does: ``torch.fx`` replaces methods of ``nn.Module`` meanwhile."""
-        with _tracing:
+        with tracing:
             self._thread = threading.get_ident()
             own = {name: getattr(nn.Module, name) for name in _REPLACED}
             trace = super().trace

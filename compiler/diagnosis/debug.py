@@ -30,7 +30,7 @@ from ..numerics.observers import HistogramObserver
 from ..numerics.quantize import dequantize_channels
 from ..workflows.options import Options
 from ..workflows.stages import FrozenModel
-from ..workflows.static import calibrate, capture_model, freeze, prepare
+from ..workflows.static import calibrate, capture_model, captured_on, freeze, prepare
 from .inspection import Inspection, LayerView
 
 __all__ = ["Inspection", "LayerView", "inspect"]
@@ -64,7 +64,8 @@ def inspect(
     with verbosity(verbose):
         captured = capture_model(model, options)
         sample = Sample()
-        sample.fill(as_batches(calibration, captured.gm, batches))
+        sample.fill(as_batches(calibration, captured.signature, batches))
+        captured = captured_on(captured, sample[0])
         recorder.begin(sample, captured.gm)
         frozen = freeze(calibrate(prepare(captured, sample), sample))
         return Inspection(recorder.steps, _layer_sqnr(frozen, recorder.paths, sample))

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..core.errors import CalibrationError
 from ..core.interrupts import checkpoint, interruptible
 from ..core.progress import progress
-from .inputs import bind_inputs
+from .inputs import Signature
 from .sample import Batch, Sample, batch_values
 
 Result = TypeVar("Result")
 
 
-def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[Batch]:
+def as_batches(calibration: object, signature: Signature, limit: int) -> Iterator[Batch]:
     """At most ``limit`` batches of ``calibration``, one at a time, as ``(args, kwargs)`` of forward().
 
     A batch is a tensor, a tuple or list (positional), or a dict (by name). A batch that has one item more than
@@ -30,12 +30,11 @@ def as_batches(calibration: object, gm: fx.GraphModule, limit: int) -> Iterator[
     if isinstance(calibration, Tensor | Mapping | str) or not isinstance(calibration, Iterable):
         hint = " Wrap a single batch in a list: calibration=[batch]." if isinstance(calibration, Tensor) else ""
         raise CalibrationError(f"calibration must be an iterable of batches, got {type(calibration).__name__}.{hint}")
-    arity = sum(n.op == "placeholder" for n in gm.graph.nodes)
     number = -1
     given = itertools.islice(_each(calibration), limit)
     shown = progress(given, "calibrate", "batch", _length(calibration, limit))
     for number, batch in enumerate(shown):
-        yield _arguments(batch, arity, number, gm)
+        yield _arguments(batch, number, signature)
     if number < 0:
         raise CalibrationError("calibration gave no batch; at least one is needed to find activation ranges.")
 
@@ -55,42 +54,42 @@ def _length(calibration: object, limit: int) -> int | None:
         return None
 
 
-def sampled(calibration: object, gm: fx.GraphModule, limit: int) -> tuple[Sample, Iterator[Batch]]:
+def sampled(calibration: object, signature: Signature, limit: int) -> tuple[Sample, Iterator[Batch]]:
     """A sample of the first batches, and an iterator over all batches, those included.
 
     Arguments and errors as of :func:`as_batches`.
     """
-    batches = as_batches(calibration, gm, limit)
+    batches = as_batches(calibration, signature, limit)
     sample = Sample()
     sample.fill(batches)
     # The copies, not the batches: a loader may have filled its buffer again.
     return sample, itertools.chain(list(sample), batches)
 
 
-def _arguments(batch: object, arity: int, number: int, gm: fx.GraphModule) -> Batch:
+def _arguments(batch: object, number: int, signature: Signature) -> Batch:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
     elif isinstance(batch, list | tuple):
-        args = tuple(batch[:-1]) if len(batch) == arity + 1 else tuple(batch)
+        args = tuple(batch[:-1]) if len(batch) == len(signature.names) + 1 else tuple(batch)
     else:
         args = (batch,)
-    check_batch((args, kwargs), number, gm)
+    check_batch((args, kwargs), number, signature)
     return args, kwargs
 
 
-def check_batch(batch: Batch, number: int, gm: fx.GraphModule) -> None:
-    """Refuse a batch that does not fit the forward() of ``gm``, or holds NaN or inf.
+def check_batch(batch: Batch, number: int, signature: Signature) -> None:
+    """Refuse a batch that does not fit forward(), or holds NaN or inf.
 
     Raises:
         CalibrationError: names the batch and the input.
     """
     try:
-        values = bind_inputs(gm, *batch)
+        values = signature.bind(*batch)
     except TypeError as error:
         raise CalibrationError(f"Calibration batch {number} does not fit forward(): {error}.") from error
-    for name, value in zip((n for n in gm.graph.nodes if n.op == "placeholder"), values, strict=True):
+    for name, value in zip(signature.names, values, strict=True):
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
             raise CalibrationError(f"Calibration batch {number} holds NaN or inf in input '{name}'.")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,13 @@ class Signature:
         """The signature of the forward() of ``gm``."""
         nodes = [n for n in gm.graph.nodes if n.op == "placeholder"]
         return Signature(tuple(str(n.target) for n in nodes), {str(n.target): n.args[0] for n in nodes if n.args})
+
+    @staticmethod
+    def of_forward(model: nn.Module) -> Signature:
+        """The signature of the forward() of ``model``, without ``*args`` and ``**kwargs``."""
+        parameters = inspect.signature(model.forward).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return Signature(tuple(p.name for p in named), {p.name: p.default for p in named if p.default is not p.empty})
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The value of each input, in order, for a call with ``args`` and ``kwargs``.

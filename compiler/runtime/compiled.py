@@ -52,5 +52,7 @@ class Compiled:
         """A static model."""
         graph, program = model.lowered.executed.module, model.program
         signature = Signature.of(graph)
-        call = StaticCall(model.lowered.run, signature, tuple(signature.bind(*program.example)), model.layouts)
+        call = StaticCall(
+            model.lowered.run, signature, tuple(signature.bind(*program.example)), model.layouts, model.interface
+        )
         return Compiled(call, model.report, graph, graph, program, model.snapshots)

@@ -11,9 +11,10 @@ from ..core.entry_point import entry_point
 from ..core.errors import StateError
 from ..core.markers import Quantized
 from ..execution.batches import check_batch, run_batch
+from ..execution.inputs import Signature
 from ..execution.sample import Batch, Sample
 from ..workflows.mixed_precision import freeze_with_mixed_precision
-from ..workflows.stages import CapturedModel, PreparedModel
+from ..workflows.stages import CapturedModel, PreparedModel, UntracedModel
 from ..workflows.static import calibrate, calibrated, lower, prepare
 from .compiled import Compiled
 
@@ -24,10 +25,11 @@ class Prepared(nn.Module, Quantized):
     Print it to see the graph. :func:`fxquant.convert` makes it int8.
     """
 
-    def __init__(self, captured: CapturedModel) -> None:
+    def __init__(self, captured: CapturedModel | UntracedModel) -> None:
         super().__init__()
-        self.graph_module = captured.gm
-        self._stage: CapturedModel | PreparedModel = captured
+        self._stage: UntracedModel | CapturedModel | PreparedModel = captured
+        if isinstance(captured, CapturedModel):
+            self.graph_module = captured.gm
         self._calls = 0
         self._converted = False
 
@@ -41,11 +43,11 @@ class Prepared(nn.Module, Quantized):
         """
         self._check_not_converted()
         batch: Batch = (args, kwargs)
-        check_batch(batch, self._calls, self.graph_module)
-        if isinstance(self._stage, CapturedModel):
+        check_batch(batch, self._calls, self.signature)
+        if not isinstance(self._stage, PreparedModel):
             sample = Sample()
             sample.fill(iter([batch]))
-            self._stage = prepare(self._stage, sample)
+            self._prepare(sample)
             return self._observe(batch)
         result = self._observe(batch)
         self._stage.sample.keep(batch)
@@ -57,8 +59,13 @@ class Prepared(nn.Module, Quantized):
         Raises:
             CalibrationError: forward() fails on a batch, or gives NaN or inf.
         """
-        assert isinstance(self._stage, CapturedModel)
-        self._stage = calibrate(prepare(self._stage, sample), self._counted(batches))
+        self._stage = calibrate(self._prepare(sample), self._counted(batches))
+
+    def _prepare(self, sample: Sample) -> PreparedModel:
+        assert not isinstance(self._stage, PreparedModel)
+        self._stage = prepare(self._stage, sample)
+        self.graph_module = self._stage.gm
+        return self._stage
 
     def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -66,9 +73,10 @@ class Prepared(nn.Module, Quantized):
             self._calls += 1
 
     def _observe(self, batch: Batch) -> Any:
+        assert isinstance(self._stage, PreparedModel)
         result = run_batch(self.graph_module, batch, self._calls)
         self._calls += 1
-        return result
+        return self._stage.interface.rebuilt(result)
 
     def convert(self) -> Compiled:
         """Lower to int8. The module is used up.
@@ -76,7 +84,7 @@ class Prepared(nn.Module, Quantized):
         Raises:
             StateError: it has seen no data, or was converted.
         """
-        if isinstance(self._stage, CapturedModel):
+        if not isinstance(self._stage, PreparedModel):
             raise StateError("The module has seen no data: call it on calibration batches first.")
         self._check_not_converted()
         compiled = Compiled.of(lower(freeze_with_mixed_precision(calibrated(self._stage))))
@@ -88,19 +96,34 @@ class Prepared(nn.Module, Quantized):
             raise StateError("This module was converted; its graph belongs to the result. Prepare the model again.")
 
     @property
+    def signature(self) -> Signature:
+        """The inputs of forward()."""
+        stage = self._stage
+        return Signature.of(stage.gm) if isinstance(stage, PreparedModel) else stage.signature
+
+    @property
     def graph(self) -> fx.GraphModule:
-        """The graph as it is now."""
-        return self._stage.gm
+        """The graph as it is now.
+
+        Raises:
+            StateError: there is none before the first batch, as torch.fx cannot trace the model.
+        """
+        return self._traced().gm
+
+    def _traced(self) -> CapturedModel | PreparedModel:
+        if isinstance(self._stage, UntracedModel):
+            raise StateError(f"There is no graph before the first batch of data: {self._stage.error}")
+        return self._stage
 
     @property
     def notes(self) -> dict[fx.Node, str]:
         """What passes did or could not do so far, by node."""
-        return self._stage.runner.notes
+        return self._traced().runner.notes
 
     @property
     def snapshots(self) -> dict[str, str]:
         """The graph after each step, if asked for."""
-        return self._stage.runner.snapshots
+        return self._traced().runner.snapshots
 
     def extra_repr(self) -> str:
-        return str(self.graph.graph)
+        return "" if isinstance(self._stage, UntracedModel) else str(self._stage.gm.graph)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.errors import CallError, FxquantError
 from ..execution.inputs import Signature
+from ..execution.interface import Interface
 from ..execution.layouts import OutputLayouts
 from .call_errors import described, reason_of
 
@@ -25,25 +26,32 @@ class StaticCall:
         signature: of forward().
         example: the inputs of a calibration batch.
         layouts: of the outputs in fp32; None: as they are.
+        interface: the calls that the graph holds for, and the structure of its results.
     """
 
     run: Callable[..., Any]
     signature: Signature
     example: tuple[Any, ...]
     layouts: OutputLayouts | None
+    interface: Interface
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self.signature.bind(args, kwargs)
         for name, value in zip(self.signature.names, inputs, strict=True):
             if isinstance(value, Tensor) and value.dtype == torch.float32:
                 self._check_finite(name, value)
+        violation = self.interface.violation(self.signature.names, inputs)
+        if violation:
+            raise CallError(f"{violation} Compile the model for such calls, too.")
         try:
             outputs = self.run(*args, **kwargs)
         except FxquantError:
             raise
         except Exception as error:
             raise CallError(self._explained(inputs, error)) from error
-        return outputs if self.layouts is None else self.layouts.applied(outputs, inputs)
+        if self.layouts is not None:
+            outputs = self.layouts.applied(outputs, inputs)
+        return self.interface.rebuilt(outputs)
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.

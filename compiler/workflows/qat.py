@@ -74,7 +74,7 @@ def prepare_training(model: nn.Module, options: Options, calibration: Iterable[A
     tree = copy_model(model)
     norms: dict[str, nn.Module] = {}
     captured, modes = _capture(model, tree, replace(options, config=_for_training(options.config)), norms)
-    sample, batches = sampled(calibration, captured.gm, limit)
+    sample, batches = sampled(calibration, captured.signature, limit)
     with modes_kept(tree):
         tree.eval()
         training = TrainingModel(prepare(captured, sample), tree, modes, norms, Simulation())

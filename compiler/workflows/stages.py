@@ -11,14 +11,17 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from torch import fx
+from torch import fx, nn
 
 from ...backends.base.backend import Lowered
 from ...backends.base.program import FrozenProgram
 from ...passes.analysis.assignment import Assignment
 from ...passes.dynamic.plan import LayerPlan
 from ...passes.runner import PassRunner
+from ..core.errors import CaptureError
 from ..execution.graphs import GraphCopy, with_nodes
+from ..execution.inputs import Signature
+from ..execution.interface import ANY_CALL, Interface
 from ..execution.layouts import OutputLayouts
 from ..execution.sample import Sample
 from ..report.report import Report
@@ -26,6 +29,28 @@ from .options import Options
 
 Assigned = TypeVar("Assigned", bound="PreparedModel")
 Next = TypeVar("Next", bound="PreparedModel")
+
+
+@dataclass(frozen=True)
+class UntracedModel:
+    """A model that ``torch.fx`` cannot trace. ``torch.export`` may, as soon as there is an example.
+
+    Attributes:
+        model: a copy for inference.
+        options: what was asked for.
+        fp32_bytes: bytes of the parameters and buffers of the float model.
+        error: of ``torch.fx``.
+    """
+
+    model: nn.Module
+    options: Options
+    fp32_bytes: int
+    error: CaptureError
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs of forward()."""
+        return Signature.of_forward(self.model)
 
 
 @dataclass(frozen=True)
@@ -38,6 +63,7 @@ class CapturedModel:
         runner: runs the passes over ``gm``, and holds what they said.
         fp32_bytes: bytes of the parameters and buffers of the float model.
         folded_linears: linear layers with a batch normalization folded into them.
+        interface: the calls that the graph holds for, and the structure of its results.
     """
 
     gm: fx.GraphModule
@@ -45,6 +71,12 @@ class CapturedModel:
     runner: PassRunner
     fp32_bytes: int
     folded_linears: tuple[fx.Node, ...] = ()
+    interface: Interface = ANY_CALL
+
+    @property
+    def signature(self) -> Signature:
+        """The inputs of the graph."""
+        return Signature.of(self.gm)
 
 
 @dataclass(frozen=True)
@@ -52,7 +84,7 @@ class PreparedModel:
     """A float graph with observers in place.
 
     Attributes:
-        gm, options, runner, fp32_bytes: as of :class:`CapturedModel`.
+        gm, options, runner, fp32_bytes, interface: as of :class:`CapturedModel`.
         assignment: the precision of every op.
         layers: layers that become dynamic layers, as overrides ask.
         sample: a few batches of the calibration data, at least one.
@@ -62,6 +94,7 @@ class PreparedModel:
     options: Options
     runner: PassRunner
     fp32_bytes: int
+    interface: Interface
     assignment: Assignment
     layers: LayerPlan
     sample: Sample
@@ -118,6 +151,7 @@ class LoweredModel:
         report: one row per op.
         snapshots: the graph after each step, if asked for.
         layouts: the memory layouts of outputs in fp32.
+        interface: the calls that the graph holds for, and the structure of its results.
     """
 
     program: FrozenProgram
@@ -125,3 +159,4 @@ class LoweredModel:
     report: Report
     snapshots: Mapping[str, str]
     layouts: OutputLayouts | None
+    interface: Interface

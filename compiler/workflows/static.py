@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from torch import nn
+from torch import fx, nn
 
 from ...passes.analysis.assign_precision import assign_precision
 from ...passes.analysis.assignment import Assignment
@@ -29,13 +29,16 @@ from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
 from ..capture.capture import capture
 from ..capture.constants import evaluate_constants
+from ..capture.copies import copy_for_inference
+from ..capture.export import export
 from ..capture.normalize import normalize
-from ..core.errors import ModelError
+from ..core.errors import CaptureError, ModelError
 from ..core.messages import where
 from ..core.progress import log, stage
 from ..core.tensors import total_bytes
 from ..execution.batches import run_batch, sampled
 from ..execution.graphs import copy_graph
+from ..execution.interface import ANY_CALL, Interface
 from ..execution.layouts import OutputLayouts
 from ..execution.sample import Batch, Sample, copy_batch
 from ..execution.shapes import value_infos
@@ -43,21 +46,48 @@ from ..numerics.observer import stop_observing
 from ..report.static_report import StaticReport
 from .options import Options
 from .overridden_layers import plan_overridden_layers, resolve_overrides
-from .stages import CalibratedModel, CapturedModel, FrozenModel, LoweredModel, PreparedModel
+from .stages import CalibratedModel, CapturedModel, FrozenModel, LoweredModel, PreparedModel, UntracedModel
 
 AT_ONCE_BYTES = 512 * 2**20  # of one value, over all batches that run side by side
 
 
-def capture_model(model: nn.Module, options: Options) -> CapturedModel:
+def capture_model(model: nn.Module, options: Options) -> CapturedModel | UntracedModel:
     """Trace a copy of ``model``, and simplify the graph. Needs no data.
 
     Raises:
         CaptureError, ModelError, ConfigError: see :func:`fxquant.compile`.
     """
+    size = model_bytes(model)
     with stage("capture"):
-        gm = capture(model, options.leaf_modules)
-        evaluate_constants(gm)
-    captured = CapturedModel(gm, options, options.new_runner(), model_bytes(model))
+        try:
+            return _simplified(capture(model, options.leaf_modules), options, size)
+        except CaptureError as error:
+            if options.leaf_modules:  # torch.export knows none
+                raise
+            return UntracedModel(copy_for_inference(model), options, size, error)
+
+
+def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
+    """``model``, captured on ``batch`` if it is not yet.
+
+    Raises:
+        CaptureError: ``torch.export`` cannot capture it either; the error is that of ``torch.fx``.
+    """
+    if isinstance(model, CapturedModel):
+        return model
+    with stage("capture"):
+        try:
+            gm, interface = export(model.model, batch)
+        except CaptureError as error:
+            raise CaptureError(f"{model.error}\n{error}") from error
+        return _simplified(gm, model.options, model.fp32_bytes, interface)
+
+
+def _simplified(
+    gm: fx.GraphModule, options: Options, fp32_bytes: int, interface: Interface = ANY_CALL
+) -> CapturedModel:
+    evaluate_constants(gm)
+    captured = CapturedModel(gm, options, options.new_runner(), fp32_bytes, interface=interface)
     return simplify(captured, FoldBatchNorm(), EliminateNoops())
 
 
@@ -73,17 +103,19 @@ def simplify(captured: CapturedModel, fold: FoldBatchNorm, eliminate: EliminateN
     return replace(captured, folded_linears=tuple(fold.linears))
 
 
-def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
+def prepare(model: CapturedModel | UntracedModel, sample: Sample) -> PreparedModel:
     """Decide the precision of every op, scale channels, place observers. The graph still computes in fp32.
 
     Args:
         sample: the first batches of the calibration data, at least one.
 
     Raises:
+        CaptureError: forward() cannot be traced.
         CalibrationError: forward() fails on the sample.
         ModelError: there is nothing to quantize, or a batch normalization was folded along a wrong axis.
         ConfigError: an override matches nothing.
     """
+    captured = captured_on(model, sample[0])
     gm, runner, options = captured.gm, captured.runner, captured.options
     # First, so that a batch that does not fit changes nothing.
     runner.begin(gm, sample[0])
@@ -102,7 +134,7 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
         raise ModelError(_nothing_to_quantize(assignment))
     runner.note(assignment.matched.refusals)
     log.info("precision: %d ops int8, %d fp32", len(assignment.int8_units), len(assignment.reasons))
-    prepared = PreparedModel(gm, options, runner, captured.fp32_bytes, assignment, layers, sample)
+    prepared = PreparedModel(gm, options, runner, captured.fp32_bytes, captured.interface, assignment, layers, sample)
     rescale_channels(prepared)
     runner.run(PlaceObservers(assignment), gm)
     return prepared
@@ -150,7 +182,7 @@ def prepare_and_calibrate(
         CaptureError, ModelError, CalibrationError, ConfigError: see :func:`fxquant.compile`.
     """
     captured = capture_model(model, options)
-    sample, batches = sampled(calibration, captured.gm, limit)
+    sample, batches = sampled(calibration, captured.signature, limit)
     return calibrate(prepare(captured, sample), batches, kept)
 
 
@@ -201,7 +233,8 @@ def lower(frozen: FrozenModel) -> LoweredModel:
         verify(lowered, frozen.assignment)
     report = StaticReport(program, frozen.assignment, frozen.layers, lowered, runner.notes)
     layouts = OutputLayouts.of(frozen.exact.module, frozen.sample[0])
-    return LoweredModel(program, lowered, report.make(frozen.fp32_bytes, frozen.remark), runner.snapshots, layouts)
+    made = report.make(frozen.fp32_bytes, frozen.remark)
+    return LoweredModel(program, lowered, made, runner.snapshots, layouts, frozen.interface)
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -47,7 +47,7 @@ def test_compiled(forward: Forward) -> None:
 @pytest.mark.parametrize("forward", REFUSED)
 def test_what_is_not_certain_is_refused(forward: Forward) -> None:
     with pytest.raises(CaptureError, match="shares, which is read later"):
-        fxquant.compile(model(forward), calibration=[torch.randn(2, 3, 9, 9)])
+        normalize(capture(model(forward)))
 
 
 class Functional(nn.Module):

@@ -1,0 +1,86 @@
+"""What forward() takes and returns, beyond the names of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Sizes = dict[Any, int]  # by symbol
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor or plain value among the inputs of forward().
+
+    Attributes:
+        name: the input that it is, or is part of.
+        path: where it is in that input.
+        sizes: of a tensor, by axis: an int, a symbol for what may vary, or a sympy expression over symbols.
+        value: of what is no tensor: the graph holds for this value only.
+    """
+
+    name: str
+    path: tuple[Any, ...]
+    sizes: tuple[Any, ...] | None
+    value: Any = None
+
+    @property
+    def label(self) -> str:
+        """As the user would write it: ``input_ids``, ``images[0]``."""
+        return self.name + str(pytree.keystr(self.path))
+
+    def violation(self, given: Any, known: Sizes) -> str | None:
+        """What is wrong with the input ``given``; None if nothing is. Adds sizes to ``known``."""
+        value = pytree.key_get(given, self.path) if self.path else given
+        if self.sizes is None:
+            same = type(value) is type(self.value) and bool(value == self.value)
+            return None if same else f"Input '{self.label}' is {value!r}; forward() was traced for {self.value!r}."
+        if not isinstance(value, Tensor):
+            return f"Input '{self.label}' is {value!r}; forward() was traced for a tensor."
+        if value.dim() != len(self.sizes):
+            return f"Input '{self.label}' has {value.dim()} axes; forward() was traced for {len(self.sizes)}."
+        for axis, (size, wanted) in enumerate(zip(value.shape, self.sizes, strict=True)):
+            if not isinstance(wanted, int):
+                wanted = known.setdefault(wanted, size) if wanted.is_Symbol else int(wanted.subs(known))
+            if size != wanted:
+                return f"Input '{self.label}' has size {size} on axis {axis}; forward() was traced for {wanted}."
+        return None
+
+
+@dataclass(frozen=True)
+class Interface:
+    """The calls that a graph holds for, and the structure of its results.
+
+    Attributes:
+        leaves: all tensors and values among the inputs.
+        ranges: the least and the largest size for each symbol.
+        structure: of the outputs, whose leaves the graph returns as a tuple; None: as the graph returns them.
+    """
+
+    leaves: tuple[Leaf, ...] = ()
+    ranges: Mapping[Any, tuple[int, int]] = field(default_factory=dict)
+    structure: pytree.TreeSpec | None = None
+
+    def violation(self, names: Sequence[str], inputs: Sequence[Any]) -> str | None:
+        """What of a call is not as the graph needs it: one sentence; None if all is."""
+        given, known = dict(zip(names, inputs, strict=True)), Sizes()
+        for leaf in self.leaves:
+            wrong = leaf.violation(given[leaf.name], known)
+            if wrong:
+                return wrong
+        for symbol, (least, largest) in self.ranges.items():
+            size = known.get(symbol, least)
+            if not least <= size <= largest:
+                return f"An input has size {size}, where forward() was traced for {least} to {largest}."
+        return None
+
+    def rebuilt(self, outputs: Any) -> Any:
+        """``outputs`` of the graph in the structure that forward() returns."""
+        return outputs if self.structure is None else pytree.tree_unflatten(list(outputs), self.structure)
+
+
+ANY_CALL = Interface()  # of a graph that holds for every call
