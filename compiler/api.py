@@ -26,9 +26,9 @@ from .runtime.qat_module import QATModule
 from .runtime.quantized_module import QuantizedModule
 from .search.evaluation import Evaluate
 from .search.search import find_mix
+from .workflows.capture_model import capture_model
 from .workflows.options import CALIBRATION_BATCHES, Options
 from .workflows.qat import prepare_training
-from .workflows.static import capture_model
 
 Scheme = Literal["static", "dynamic", "qat"]
 

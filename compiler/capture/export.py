@@ -22,7 +22,7 @@ from ..execution.graphs import ModelGraph
 from ..execution.interface import Interface, Leaf
 from ..execution.sample import Batch
 from .aten import CHECKS, does_nothing, name_of, spelled
-from .export_checks import computes_the_same, with_size_one
+from .graph_checks import computes_the_same, same_sizes, with_size_one
 from .tracer import tracing
 
 _INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast")  # blocks of no_grad() and autocast(enabled=False)
@@ -45,7 +45,7 @@ def export(model: nn.Module, batch: Batch) -> tuple[fx.GraphModule, Interface]:
     converter = _Converter(program, model, inputs)
     gm = converter.converted()
     interface = Interface(tuple(converter.leaves), {}, program.call_spec.out_spec)
-    if not computes_the_same(gm, model, interface, inputs):
+    if not computes_the_same(gm, model, interface, ((), inputs)):
         raise CaptureError(f"torch.export does not capture what {type(model).__name__} computes.")
     return gm, replace(interface, ranges=_ranges(program, gm, model, interface, inputs))
 
@@ -103,12 +103,17 @@ def _refuse_changes(program: Any) -> None:
 def _ranges(
     program: Any, gm: fx.GraphModule, model: nn.Module, interface: Interface, inputs: Mapping[str, Any]
 ) -> dict[Any, tuple[int, int]]:
+    # torch.export assumes that no size is 0 or 1. Most models compute the same for 1.
+    ones = [
+        symbols
+        for symbols in same_sizes(interface, inputs)
+        if computes_the_same(gm, model, interface, ((), with_size_one(interface, inputs, symbols)))
+    ]
     found = {}
     for symbol, values in program.range_constraints.items():
         least = int(values.lower) if values.lower.is_finite else 0
         if least <= 2:
-            # torch.export assumes that no size is 0 or 1. Most models compute the same for 1.
-            least = 1 if computes_the_same(gm, model, interface, with_size_one(interface, inputs, symbol)) else 2
+            least = 1 if any(symbol in symbols for symbols in ones) else 2
         found[symbol] = least, int(values.upper) if values.upper.is_Integer else 2**62
     return found
 

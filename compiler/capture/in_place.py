@@ -35,6 +35,8 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "inplace", False))
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if isinstance(node.target, torch._ops.OpOverload):
+        return any(a.alias_info is not None and a.alias_info.is_write for a in node.target._schema.arguments)
     name = getattr(node.target, "__name__", "")
     return node.target in PURE or bool(node.kwargs.get("inplace")) or name.endswith("_")
 

@@ -53,6 +53,9 @@ def normalize(gm: fx.GraphModule) -> int:
         if node.target in PURE and all(n in sharing.numbers for n in node.all_input_nodes):
             node.target = PURE[node.target]  # Python's numbers do not change
         row = OPS.of(node, modules)
+        if node.target == "view" and any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
+            # The same memory as other numbers: not the op that changes shapes.
+            node.op, node.target, row = "call_function", torch.Tensor.view, None
         if node.op != "call_module" and _gives_number(node, row, sharing.numbers):
             sharing.numbers.add(node)
             continue

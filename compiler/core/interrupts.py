@@ -21,8 +21,8 @@ R = TypeVar("R")
 
 PATIENCE = 2.0  # seconds after which a second signal of the same kind is delivered at once
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGBREAK")
-_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+_FAULTS = ("SIGSEGV", "SIGFPE", "SIGBUS", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS", "SIGKILL", "SIGSTOP")
+_SIGNALS = sorted(signal.valid_signals() - {getattr(signal, name, None) for name in _FAULTS})
 
 
 class _Raised(BaseException):

@@ -58,7 +58,7 @@ def warn(warning: Warning) -> None:
     frame, level = sys._getframe(1), 2
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1  # type: ignore[assignment]
-    warnings.warn(warning, stacklevel=level - 1 if frame is not None else 2)
+    warnings.warn(warning, stacklevel=level if frame is not None else 2)
 
 
 def where(node: fx.Node) -> str:

@@ -28,9 +28,10 @@ from ..numerics.metrics import sqnr
 from ..numerics.observer import observers_paused
 from ..numerics.observers import HistogramObserver
 from ..numerics.quantize import dequantize_channels
+from ..workflows.capture_model import capture_model, captured_on
 from ..workflows.options import Options
 from ..workflows.stages import FrozenModel
-from ..workflows.static import calibrate, capture_model, captured_on, freeze, prepare
+from ..workflows.static import calibrate, freeze, prepare
 from .inspection import Inspection, LayerView
 
 __all__ = ["Inspection", "LayerView", "inspect"]

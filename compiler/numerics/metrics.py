@@ -15,10 +15,11 @@ from ..core.tensors import tensors_of
 def squares(exact: Any, other: Any) -> tuple[Tensor, Tensor]:
     """Sums of squares over all float tensors of two outputs: of ``exact``, and of the difference.
 
-    One value per item of the first axis; one value in all if the tensors differ in its size.
+    One value per item of the first axis; one value in all if the tensors differ in its size. Outputs of different
+    shapes, which then depend on values, differ by infinity.
     """
     pairs = [
-        (a.double(), (a - b).double())
+        (a.double(), (a - b).double() if a.shape == b.shape else torch.full_like(a, torch.inf, dtype=torch.double))
         for a, b in zip(tensors_of(exact), tensors_of(other), strict=True)
         if a.is_floating_point()
     ]

@@ -14,6 +14,23 @@ from ..core.errors import CallError
 SIZES = ("in_features", "input_size", "num_embeddings")
 
 
+_OF_KERNELS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+)
+
+
+def is_of_a_kernel(error: Exception) -> bool:
+    """Whether torch raises such errors. Others (a timeout) come from signal handlers and hooks of the user."""
+    return type(error) in _OF_KERNELS or type(error).__module__.partition(".")[0] == "torch"
+
+
 def call_error(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> CallError | None:
     """The error for a call that failed with ``error``; None if no layer with packed weights is the cause.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..execution.state import state_of
 from ..numerics.metrics import sqnr
 
 KINDS = 64  # of calls that are remembered; other calls run the model's own forward()
@@ -55,10 +55,10 @@ class CallForms:
             return self._first(kind, args, kwargs)
 
     def _first(self, kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        before = _state(self.model)
+        before = state_of(self.model)
         expected = self.model(*args, **kwargs)
         chosen: Callable[..., Any] = self.model
-        if self.faster and before != _state(self.model):
+        if self.faster and before != state_of(self.model):
             self._changes += 1  # once may be an attribute that is set when it is first needed
             if self._changes == CHANGES:
                 self.faster = ()
@@ -87,36 +87,6 @@ def _kind(value: Any) -> Any:
     if isinstance(value, int | float | str | None):
         return type(value), value
     raise TypeError(f"{type(value).__name__} has no kind")
-
-
-class _Same:
-    """Equal to what holds the same object. Keeps it alive: the address of a freed one may be used again."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-
-def _state(model: nn.Module) -> list[Any]:
-    """Attributes and versions of tensors: they show whether forward() has changed the model."""
-    found: list[Any] = []
-    for module in model.modules():
-        for name, value in (*vars(module).items(), *module._buffers.items(), *module._parameters.items()):
-            found.append((name, _mark(value)))
-    return found
-
-
-def _mark(value: Any) -> Any:
-    """A mark that changes if ``value`` is replaced or written to, or if an item of a container is."""
-    if isinstance(value, Tensor):
-        return _Same(value), 0 if value.is_inference() else value._version
-    if isinstance(value, list | tuple | set | deque):
-        return _Same(value), tuple(map(_mark, value))
-    if isinstance(value, dict):
-        return _Same(value), tuple((_Same(k), _mark(v)) for k, v in value.items())
-    return _Same(value)
 
 
 def _same(ours: Any, theirs: Any, alike: bool = True) -> bool:

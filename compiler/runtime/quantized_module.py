@@ -14,7 +14,7 @@ from ..core.entry_point import entry_point
 from ..core.errors import StateError
 from ..core.markers import Quantized
 from ..report.report import Report
-from .call_errors import call_error
+from .call_errors import call_error, is_of_a_kernel
 from .compiled import Compiled
 from .prepared import Prepared
 
@@ -127,7 +127,9 @@ class QuantizedModule(nn.Module, Quantized):
                 torch.set_autocast_enabled("cpu", False)
             return self._compiled.run(*args, **kwargs)
         except Exception as error:
-            explained = call_error(self._compiled.module, args, kwargs, error)
+            explained = None
+            if is_of_a_kernel(error):
+                explained = call_error(self._compiled.module, args, kwargs, error)
             if explained is None:
                 raise
             raise explained from error

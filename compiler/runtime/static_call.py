@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.errors import CallError, FxquantError
+from ..core.errors import CallError
 from ..execution.inputs import Signature
 from ..execution.interface import Interface
 from ..execution.layouts import OutputLayouts
-from .call_errors import described, reason_of
+from .call_errors import described, is_of_a_kernel, reason_of
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,20 @@ class StaticCall:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs = self.signature.bind(args, kwargs)
         for name, value in zip(self.signature.names, inputs, strict=True):
-            if isinstance(value, Tensor) and value.dtype == torch.float32:
-                self._check_finite(name, value)
+            if isinstance(value, Tensor):
+                _check(name, value)
         violation = self.interface.violation(self.signature.names, inputs)
         if violation:
             raise CallError(f"{violation} Compile the model for such calls, too.")
         try:
             outputs = self.run(*args, **kwargs)
-        except FxquantError:
-            raise
         except Exception as error:
+            if not is_of_a_kernel(error):
+                raise
             raise CallError(self._explained(inputs, error)) from error
         if self.layouts is not None:
             outputs = self.layouts.applied(outputs, inputs)
         return self.interface.rebuilt(outputs)
-
-    def _check_finite(self, name: str, value: Tensor) -> None:
-        # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
-        if not math.isfinite(float(value.sum())) and not torch.isfinite(value).all():
-            raise CallError(f"Input '{name}' holds NaN or inf, which int8 cannot hold. Remove them before the call.")
 
     def _explained(self, inputs: list[Any], error: Exception) -> str:
         for name, value, seen in zip(self.signature.names, inputs, self.example, strict=True):
@@ -64,6 +59,15 @@ class StaticCall:
             if wrong:
                 return f"Input '{name}' has {wrong}: got {described(value)}, calibrated with {described(seen)}."
         return f"The call failed: {reason_of(error)}"
+
+
+def _check(name: str, value: Tensor) -> None:
+    """Refuse what the kernels do not: tensors that are no plain tensors of the CPU, NaN and inf."""
+    if value.device.type != "cpu" or value.layout != torch.strided:
+        raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got {value.layout} on '{value.device}'.")
+    # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
+    if value.dtype == torch.float32 and not math.isfinite(float(value.sum())) and not torch.isfinite(value).all():
+        raise CallError(f"Input '{name}' holds NaN or inf, which int8 cannot hold. Remove them before the call.")
 
 
 def _differs(value: Any, seen: Any) -> str:

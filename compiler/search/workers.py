@@ -21,9 +21,10 @@ from ..core.locks import process_lock
 from ..execution.sample import Sample
 from ..numerics.observer import Observer
 from ..numerics.stubs import observers_of
+from ..workflows.capture_model import capture_model
 from ..workflows.options import Options
 from ..workflows.stages import CalibratedModel
-from ..workflows.static import calibrated, capture_model, prepare
+from ..workflows.static import calibrated, prepare
 from .evaluation import Evaluation
 from .space import compile_mix
 

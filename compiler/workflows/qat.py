@@ -27,9 +27,10 @@ from ..core.errors import ConfigError
 from ..core.progress import stage
 from ..execution.batches import sampled
 from ..execution.graphs import copy_graph, with_nodes
+from .capture_model import model_bytes, simplify
 from .options import Options
 from .stages import CapturedModel, FrozenModel, LoweredModel, PreparedModel
-from .static import calibrate, lower, model_bytes, prepare, simplify
+from .static import calibrate, lower, prepare
 
 
 @dataclass

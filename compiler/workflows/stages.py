@@ -64,6 +64,7 @@ class CapturedModel:
         fp32_bytes: bytes of the parameters and buffers of the float model.
         folded_linears: linear layers with a batch normalization folded into them.
         interface: the calls that the graph holds for, and the structure of its results.
+        original: a copy of the model for inference, while the graph was not compared with it.
     """
 
     gm: fx.GraphModule
@@ -72,6 +73,7 @@ class CapturedModel:
     fp32_bytes: int
     folded_linears: tuple[fx.Node, ...] = ()
     interface: Interface = ANY_CALL
+    original: nn.Module | None = None
 
     @property
     def signature(self) -> Signature:

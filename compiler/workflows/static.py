@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
-from torch import fx, nn
+from torch import nn
 
 from ...passes.analysis.assign_precision import assign_precision
 from ...passes.analysis.assignment import Assignment
@@ -22,85 +21,24 @@ from ...passes.quantization.learn_rounding import LearnRounding
 from ...passes.quantization.place import PlaceObservers
 from ...passes.quantization.verify import verify
 from ...passes.rewrites.absorb_bias import AbsorbBias
-from ...passes.rewrites.eliminate_noops import EliminateNoops
 from ...passes.rewrites.equalize import Equalize
-from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
-from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
-from ..capture.capture import capture
-from ..capture.constants import evaluate_constants
-from ..capture.copies import copy_for_inference
-from ..capture.export import export
-from ..capture.normalize import normalize
-from ..core.errors import CaptureError, ModelError
+from ..core.errors import ModelError
 from ..core.messages import where
 from ..core.progress import log, stage
-from ..core.tensors import total_bytes
 from ..execution.batches import run_batch, sampled
 from ..execution.graphs import copy_graph
-from ..execution.interface import ANY_CALL, Interface
 from ..execution.layouts import OutputLayouts
 from ..execution.sample import Batch, Sample, copy_batch
 from ..execution.shapes import value_infos
 from ..numerics.observer import stop_observing
 from ..report.static_report import StaticReport
+from .capture_model import capture_model, captured_on
 from .options import Options
 from .overridden_layers import plan_overridden_layers, resolve_overrides
 from .stages import CalibratedModel, CapturedModel, FrozenModel, LoweredModel, PreparedModel, UntracedModel
 
 AT_ONCE_BYTES = 512 * 2**20  # of one value, over all batches that run side by side
-
-
-def capture_model(model: nn.Module, options: Options) -> CapturedModel | UntracedModel:
-    """Trace a copy of ``model``, and simplify the graph. Needs no data.
-
-    Raises:
-        CaptureError, ModelError, ConfigError: see :func:`fxquant.compile`.
-    """
-    size = model_bytes(model)
-    with stage("capture"):
-        try:
-            return _simplified(capture(model, options.leaf_modules), options, size)
-        except CaptureError as error:
-            if options.leaf_modules:  # torch.export knows none
-                raise
-            return UntracedModel(copy_for_inference(model), options, size, error)
-
-
-def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
-    """``model``, captured on ``batch`` if it is not yet.
-
-    Raises:
-        CaptureError: ``torch.export`` cannot capture it either; the error is that of ``torch.fx``.
-    """
-    if isinstance(model, CapturedModel):
-        return model
-    with stage("capture"):
-        try:
-            gm, interface = export(model.model, batch)
-        except CaptureError as error:
-            raise CaptureError(f"{model.error}\n{error}") from error
-        return _simplified(gm, model.options, model.fp32_bytes, interface)
-
-
-def _simplified(
-    gm: fx.GraphModule, options: Options, fp32_bytes: int, interface: Interface = ANY_CALL
-) -> CapturedModel:
-    evaluate_constants(gm)
-    captured = CapturedModel(gm, options, options.new_runner(), fp32_bytes, interface=interface)
-    return simplify(captured, FoldBatchNorm(), EliminateNoops())
-
-
-def simplify(captured: CapturedModel, fold: FoldBatchNorm, eliminate: EliminateNoops) -> CapturedModel:
-    """One spelling per op, and the rewrites that need no data."""
-    gm, runner = captured.gm, captured.runner
-    normalize(gm)
-    runner.snapshot("capture", gm)
-    runner.run(fold, gm)
-    runner.run(eliminate, gm)
-    if captured.options.config.relu6_as_relu:
-        runner.run(Relu6AsRelu(), gm)
-    return replace(captured, folded_linears=tuple(fold.linears))
 
 
 def prepare(model: CapturedModel | UntracedModel, sample: Sample) -> PreparedModel:
@@ -235,11 +173,6 @@ def lower(frozen: FrozenModel) -> LoweredModel:
     layouts = OutputLayouts.of(frozen.exact.module, frozen.sample[0])
     made = report.make(frozen.fp32_bytes, frozen.remark)
     return LoweredModel(program, lowered, made, runner.snapshots, layouts, frozen.interface)
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers of ``model``."""
-    return total_bytes((*model.parameters(), *model.buffers()))
 
 
 def _nothing_to_quantize(assignment: Assignment) -> str:

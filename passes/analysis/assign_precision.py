@@ -94,6 +94,9 @@ class _Assigner:
         reason = self._refusal(unit, call)
         if reason:
             return reason
+        sizes = [n.name for n in root.all_input_nodes if n not in self.values]
+        if sizes and unit.row.output is not Output.SHARED:
+            return f"its argument '{sizes[0]}' is a size"
         return binding.prefer_fp32 if binding.prefer_fp32 and self.config.key_of(root) is None else None
 
     def _refusal(self, unit: Unit, call: Call) -> str | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant.compiler.numerics.observer import Observer
 from fxquant.compiler.numerics.stubs import DeQuantStub, QuantStub
-from fxquant.compiler.workflows.static import capture_model
+from fxquant.compiler.workflows.capture_model import capture_model, captured_on
 from tests.compiler.toys import Lambda, compiled, data, images, row, rows, settle, small, sqnr
 from tests.models import mobilenet_v3_large, resnet18
 
@@ -32,7 +32,7 @@ def test_prepared_is_bitwise_the_folded_model(name: str) -> None:
     model = small() if name == "small" else settle(resnet18(10, 0.25))
     x = images() if name == "small" else images(1, size=64)
     p = fxquant.prepare(model, backend="reference")
-    folded = capture_model(model, options()).gm
+    folded = captured_on(capture_model(model, options()), ((x,), {})).gm
     with torch.no_grad():
         assert torch.equal(p(x), folded(x))
         assert torch.equal(p(x), folded(x))

@@ -16,12 +16,12 @@ from fxquant.backends.x86.runtime import engine
 
 from .process_state import DATA, NET, WORKFLOWS, state
 
-pytestmark = (
+pytestmark = [
     # Where it is raised in a generator that is being closed, Python only reports it.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     # Int8 is not faster while Python counts calls.
     pytest.mark.filterwarnings("ignore::fxquant.BudgetWarning"),
-)
+]
 
 ROOT = str(Path(fxquant.__file__).parent)
 # They put things back: what is raised at their own call cannot be survived by anything.

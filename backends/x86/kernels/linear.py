@@ -89,7 +89,7 @@ def embedding(call: Int8Call) -> list[Candidate]:
             return Q.embedding_bag_prepack(_rows(shifted, scale, zero))
 
         packed = emitter.constant(call.pack(FBGEMM, pack), "embedding")
-        indices = emitter.call(torch.ops.aten.contiguous.default, inputs[0])  # the kernel takes no others
+        indices = emitter.graph.call_method("contiguous", (inputs[0],))  # the kernel takes no others
         return emitter.call(Q.embedding_byte.default, packed, indices)
 
     return [Candidate("quantized::embedding_byte", build)]

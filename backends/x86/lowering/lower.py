@@ -127,13 +127,15 @@ class Lowering:
             return  # a constant, made where it is read
         elif node.op == "get_attr":
             self._float[node] = emitter.constant(self.view.buffer(node), node.name)
-        elif node.op == "call_module":
-            args, kwargs = map_arg(node.args, self._as_float), map_arg(node.kwargs, self._as_float)
-            self._float[node] = emitter.module(self.view.modules[str(node.target)], args, kwargs)
         else:
             row = OPS.of(node, self.view.modules)
+            read = self._as_float if row is not None else self._as_plain
+            if node.op == "call_module":
+                args, kwargs = map_arg(node.args, read), map_arg(node.kwargs, read)
+                self._float[node] = emitter.module(self.view.modules[str(node.target)], args, kwargs)
+                return
             asks_size = row is not None and row.output is Output.META
-            self._float[node] = emitter.graph.node_copy(node, self._as_any if asks_size else self._as_float)
+            self._float[node] = emitter.graph.node_copy(node, self._as_any if asks_size else read)
 
     def _weighted_to_float(self, unit: Unit, node: fx.Node) -> bool:
         """Emit a weighted op whose output is fp32: an embedding, or a linear layer at the end of a region."""
@@ -163,6 +165,13 @@ class Lowering:
         elif node not in self._float:
             self._float[node] = self.emitter.dequantize(self.int8[node])
         return self._float[node]
+
+    def _as_plain(self, node: fx.Node) -> fx.Node:
+        """``node`` as fp32, contiguous: an op that fxquant does not know may read memory as it lies."""
+        value = self._as_float(node)
+        if node not in self.view.values or len(self.view.values[node].shape) < 4:
+            return value
+        return self.emitter.graph.call_method("contiguous", (value,))
 
     def _as_any(self, node: fx.Node) -> fx.Node:
         """``node`` as int8 if it is there in int8, else as fp32."""

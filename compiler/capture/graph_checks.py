@@ -1,0 +1,107 @@
+"""Whether a captured graph computes what forward() computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from ..core.errors import CaptureError
+from ..execution.interface import ANY_CALL, Interface
+from ..execution.rng import may_draw, restored_rng
+from ..execution.sample import Batch
+from ..execution.state import changed_names, state_of
+
+RELATIVE = 1e-3  # of the largest value: folding and another order of sums change the last digits
+
+
+def computes_the_same(gm: fx.GraphModule, model: nn.Module, interface: Interface, batch: Batch) -> bool:
+    """Whether ``gm`` and ``model`` give the same on ``batch`` up to fp32 rounding.
+
+    Also True if they differ, but draw random numbers, and perhaps in another order. False if one of them fails.
+    """
+    draws = _draws(gm)
+    try:
+        expected, given = (_run(run, batch, draws) for run in (model, gm))
+        theirs, ours = pytree.tree_leaves(expected), pytree.tree_leaves(interface.rebuilt(given))
+    except Exception:
+        return False
+    return draws or (len(ours) == len(theirs) and all(map(_same, ours, theirs)))
+
+
+def is_captured(gm: fx.GraphModule, model: nn.Module, batch: Batch) -> bool:
+    """Whether ``gm`` computes what ``model`` computes on ``batch``; also if ``model`` fails on it.
+
+    Raises:
+        CaptureError: forward() changes what it computes from, so that two calls give different results.
+    """
+    gm.graph.eliminate_dead_code()  # as later rewrites do
+    gm.recompile()
+    draws = _draws(gm)
+    try:
+        _run(model, batch, draws)  # what is set in the first call alone is no state
+        before = state_of(model)
+        first = _run(model, batch, draws)
+        changed = changed_names(before, state_of(model))
+        again = _run(model, batch, draws) if changed else first
+    except Exception:
+        return True
+    if not all(map(_same, *map(pytree.tree_leaves, (first, again)))):
+        raise CaptureError(
+            f"forward() changes {', '.join(map(repr, changed[:3]))} and computes from it, and a compiled model keeps "
+            "no state. Make it an input and a result of forward(), or use scheme='dynamic'."
+        )
+    return computes_the_same(gm, model, ANY_CALL, batch)
+
+
+def _draws(gm: fx.GraphModule) -> bool:
+    modules = dict(gm.named_modules())
+    return any(may_draw(node, modules) for node in gm.graph.nodes)
+
+
+def _run(run: nn.Module, batch: Batch, draws: bool) -> Any:
+    args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch)  # it may write to them
+    with torch.no_grad():
+        if not draws:
+            return run(*args, **kwargs)
+        with restored_rng():
+            torch.default_generator.manual_seed(0)
+            return run(*args, **kwargs)
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+        return not isinstance(ours, Tensor) and not isinstance(theirs, Tensor)
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    if not ours.is_floating_point() or not theirs.numel():
+        return torch.equal(ours, theirs)
+    finite = theirs[torch.isfinite(theirs)]
+    largest = float(finite.abs().amax()) if finite.numel() else 0.0
+    return torch.allclose(ours, theirs, rtol=RELATIVE, atol=RELATIVE * largest, equal_nan=True)
+
+
+def same_sizes(interface: Interface, inputs: Mapping[str, Any]) -> list[set[Any]]:
+    """The symbols among the sizes of ``inputs``, together where they have the same size on the same axis."""
+    found: dict[tuple[int, int], set[Any]] = {}
+    for leaf, value in zip(interface.leaves, pytree.tree_leaves(dict(inputs)), strict=True):
+        for axis, size in enumerate(leaf.sizes or ()):
+            if not isinstance(size, int):
+                found.setdefault((axis, value.shape[axis]), set()).update(size.free_symbols)
+    return list(found.values())
+
+
+def with_size_one(interface: Interface, inputs: Mapping[str, Any], symbols: set[Any]) -> dict[str, Any]:
+    """``inputs`` with sizes of 1 where ``symbols`` stand."""
+    values, structure = pytree.tree_flatten(dict(inputs))
+    made = []
+    for leaf, value in zip(interface.leaves, values, strict=True):
+        for axis, size in enumerate(leaf.sizes or ()):
+            if size in symbols:
+                value = value.narrow(axis, 0, 1)
+        made.append(value)
+    found: dict[str, Any] = pytree.tree_unflatten(made, structure)
+    return found
