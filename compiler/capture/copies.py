@@ -34,7 +34,7 @@ def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}). fxquant works on a copy: make "
-            "copy.deepcopy(model) work, for example by detaching tensors that the modules keep."
+            "copy.deepcopy(model) work, for example without locks and open files among its attributes."
         ) from error
 
 

@@ -112,9 +112,10 @@ def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[An
         if len(tensors) < count and name in given:
             tensors.append(given.pop(name))
     rest = list(node.args[count:])
-    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats") and not _is_whole_shape(rest[0]):
+    if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats"):
         # x.view(2, 3) and x.view((2, 3)) mean the same.
-        rest = [tuple(rest)]
+        shape = rest[0] if _is_whole_shape(rest[0]) else rest
+        rest = [shape if isinstance(shape, fx.Node) else tuple(shape)]
     params = dict(zip(names, rest, strict=False))
     if module is not None:
         own = {n: getattr(module, n) for n in names if hasattr(module, n)}

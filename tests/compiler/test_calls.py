@@ -13,7 +13,10 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import CallError, ConfigError, QuantConfig, StateError
 from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.execution.inputs import Signature
+from fxquant.compiler.execution.interface import ANY_CALL
 from fxquant.compiler.execution.layouts import OutputLayouts
+from fxquant.compiler.runtime.static_call import StaticCall
 
 from .toys import Lambda
 
@@ -180,3 +183,20 @@ def test_a_small_output_is_not_ruined_beside_a_large_one() -> None:
     large, small = fxquant.compile(model, calibration=[X])(X)
     for ours, theirs in zip((large, small), model(X), strict=True):
         assert 10 * torch.log10(theirs.square().mean() / (ours - theirs).square().mean()) > 10
+
+
+@pytest.mark.parametrize(("error", "explained"), ((TimeoutError("late"), False), (RuntimeError("shape"), True)))
+def test_only_errors_of_torch_are_explained(error: Exception, explained: bool) -> None:
+    def run(x: Tensor) -> Tensor:
+        raise error
+
+    call = StaticCall(run, Signature(("x",), {}), (X,), None, ANY_CALL)
+    with pytest.raises(CallError if explained else TimeoutError):
+        call(X)
+
+
+def test_other_kinds_of_tensors_are_refused_in_one_line() -> None:
+    q = fxquant.compile(net(), calibration=[X])
+    for x in (X.to("meta"), X.to_sparse(), X.to_mkldnn()):
+        with pytest.raises(CallError, match="must be a dense tensor on the CPU"):
+            q(x)

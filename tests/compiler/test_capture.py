@@ -58,7 +58,7 @@ def test_untraceable_forward_names_module_and_line() -> None:
 
 def test_untraceable_root_is_named() -> None:
     with pytest.raises(CaptureError, match=r"\(root\).*\(Branchy\).*toys\.py:\d+"):
-        fxquant.prepare(Branchy())
+        fxquant.compile(Branchy(), calibration=[images()])
 
 
 @pytest.mark.parametrize("leaves", [["inner.0"], ["inner"], [Branchy]])
