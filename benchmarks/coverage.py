@@ -80,11 +80,11 @@ def floats(outputs: Any) -> list[Tensor]:
 def evaluate(name: str, scheme: Literal["static", "dynamic"]) -> Result:
     """Compile a model and compare it with itself in fp32."""
     torch.manual_seed(0)
-    model, call = MODELS[name]()
-    model = settled(model).requires_grad_(False)
-    begin = time.perf_counter()
-    options: dict[str, Any] = {"calibration": [call]} if scheme == "static" else {}
     try:
+        model, call = MODELS[name]()
+        model = settled(model).requires_grad_(False)
+        options: dict[str, Any] = {"calibration": [call]} if scheme == "static" else {}
+        begin = time.perf_counter()
         q = fxquant.compile(model, scheme, **options)
         seconds = time.perf_counter() - begin
         one = {k: v[:1] if isinstance(v, Tensor) else v for k, v in call.items()}

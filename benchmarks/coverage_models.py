@@ -125,7 +125,7 @@ MODELS: dict[str, Make] = {
     "Gemma 2": decoder("Gemma2Model", num_key_value_heads=2, head_dim=32),
     "BLOOM": text("BloomModel", TOKENS | {"hidden_size": 128, "n_layer": 2, "n_head": 4}, use_cache=False),
     "Falcon": decoder("FalconModel"),
-    "StableLM": decoder("StableLmModel"),
+    "StableLM": decoder("StableLmModel", num_key_value_heads=4),
     "Mamba": text("MambaModel", TOKENS | {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8}, use_cache=False),
     # images
     "ViT": patches("ViTModel"),
@@ -155,7 +155,7 @@ MODELS: dict[str, Make] = {
     "SegFormer": image("SegformerModel", 96, **STAGES, num_attention_heads=[1, 2, 3, 4]),
     "PVT": image("PvtModel", 64, image_size=64, **STAGES, num_attention_heads=[1, 2, 3, 4]),
     "PVTv2": image("PvtV2Model", 64, image_size=64, **STAGES, num_attention_heads=[1, 2, 3, 4]),
-    "CvT": image("CvtModel", 64, embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 1, 2]),
+    "CvT": image("CvtModel", 64, embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3]),
     "FocalNet": image("FocalNetModel", 64, image_size=64, embed_dim=32, depths=[1, 1, 2, 1]),
     "CLIP": clip,
     # sound

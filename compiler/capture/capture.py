@@ -108,8 +108,8 @@ def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
     owner = dict(model.named_modules()).get(path, model)
     whole = f"keep the module whole and in fp32: compile(..., leaf_modules=[{path!r}])"
     fixed = "wrap the model in a module whose forward() passes fixed values for the arguments that it branches on"
+    branches = "forward() must not branch on input values. " if isinstance(error, fx.proxy.TraceError) else ""
     return CaptureError(
         f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"
-        "forward() must not branch on input values. Rewrite the line, or "
-        f"{whole if path else fixed}."
+        f"{branches}Rewrite the line, or {whole if path else fixed}."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ class _NotConstant(Exception):
 
 @dataclass(frozen=True)
 class _Call:
-    """A functional call, with its arguments by name."""
+    """A functional call, with its arguments by name, and the paths of the tensors among them that were asked for."""
 
     gm: fx.GraphModule
     node: fx.Node
     given: dict[str, Any]
+    paths: dict[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor | None:
         """A parameter or buffer of the model; None if it is not given."""
@@ -37,6 +38,7 @@ class _Call:
         found = getattr(self.gm.get_submodule(owner), leaf, None)
         if not isinstance(found, Tensor):
             raise _NotConstant
+        self.paths[name] = str(value.target)
         return found
 
     def weight(self, name: str = "weight") -> Tensor:
@@ -184,12 +186,30 @@ def make_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         module = make(call)
     except _NotConstant:
         return None
-    name = f"{node.name}_module"
+    name = _placed(call, module.eval())
+    node._rename(name.replace(".", "_"))
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (data,), {}
+    return gm.get_submodule(name)
+
+
+def _placed(call: _Call, module: nn.Module) -> str:
+    """Where ``module`` is in the graph now: in place of the module whose parameters it has, if there is only one."""
+    gm, owners = call.gm, {path.rpartition(".")[0] for path in call.paths.values()}
+    owner = owners.pop() if len(owners) == 1 else ""
+    if owner and all(path == f"{owner}.{name}" for name, path in call.paths.items()):
+        there = gm.get_submodule(owner)
+        held = {**there._parameters, **there._buffers}
+        if type(there) is nn.Module and not there._modules and held.keys() == call.paths.keys():
+            gm.set_submodule(owner, module)
+            return owner
+        same = type(there) is type(module) and there.extra_repr() == module.extra_repr()
+        if same and all(held[name] is getattr(module, name) for name in call.paths):
+            return owner
+    name = f"{call.node.name}_module"
     while hasattr(gm, name):
         name += "_"
-    gm.add_submodule(name, module.eval())
-    node.op, node.target, node.args, node.kwargs = "call_module", name, (data,), {}
-    return module
+    gm.add_submodule(name, module)
+    return name
 
 
 def _axes(call: _Call) -> int:

@@ -114,7 +114,7 @@ def _bind(node: fx.Node, module: nn.Module | None, row: OpRow) -> tuple[tuple[An
     rest = list(node.args[count:])
     if len(names) == 1 and rest and names[0] in ("shape", "dims", "repeats"):
         # x.view(2, 3) and x.view((2, 3)) mean the same.
-        shape = rest[0] if _is_whole_shape(rest[0]) else rest
+        shape: Any = rest[0] if _is_whole_shape(rest[0]) else rest
         rest = [shape if isinstance(shape, fx.Node) else tuple(shape)]
     params = dict(zip(names, rest, strict=False))
     if module is not None:

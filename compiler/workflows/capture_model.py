@@ -18,6 +18,7 @@ from ..capture.normalize import normalize
 from ..core.errors import CaptureError
 from ..core.progress import stage
 from ..core.tensors import total_bytes
+from ..execution.batches import run_batch
 from ..execution.interface import ANY_CALL, Interface
 from ..execution.sample import Batch
 from .options import Options
@@ -46,6 +47,7 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
 
     Raises:
         CaptureError: neither can, or forward() keeps a state.
+        CalibrationError: forward() fails on ``batch``.
     """
     if isinstance(model, CapturedModel):
         if model.original is None or is_captured(model.gm, model.original, batch):
@@ -53,6 +55,7 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
         model = UntracedModel(model.original, model.options, model.fp32_bytes, _other_result(model.original))
         if model.options.leaf_modules:
             raise model.error
+    run_batch(model.model, batch)  # what fails in fp32, too, is no fault of the capture
     with stage("capture"):
         try:
             gm, interface = export(model.model, batch)

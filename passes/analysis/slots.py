@@ -20,7 +20,7 @@ def numberings(count: int) -> list[Tensor]:
 def decode(results: Sequence[tuple[Tensor, Tensor]], count: int) -> Tensor | None:
     """The slots in the result of an op, from its results on all :func:`numberings`; None if it mixes slots."""
     numbers = results[0][0].round().long() - 1
-    if numbers.min() < 0 or numbers.max() >= count:
+    if not numbers.numel() or numbers.min() < 0 or numbers.max() >= count:
         return None
     if any(not torch.allclose(result, values[numbers], rtol=1e-5) for result, values in results):
         return None
