@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fxquant
-from fxquant import StateError
 from fxquant.compiler.numerics.metrics import sqnr
 
 
@@ -247,10 +246,3 @@ def test_layers_beside_the_traced_way_are_replaced_too(capfd: pytest.CaptureFixt
     q(X, True)
     q(X, False)
     assert capfd.readouterr().err == ""  # a form that fails is no failure
-
-
-def test_the_compiled_module_stays_as_it_is() -> None:
-    q = fxquant.compile(ByFlag().eval(), scheme="dynamic")
-    for change in (q.half, q.double, lambda: q.to(torch.bfloat16)):
-        with pytest.raises(StateError, match="packed for this CPU"):
-            change()

@@ -200,3 +200,10 @@ def test_other_kinds_of_tensors_are_refused_in_one_line() -> None:
     for x in (X.to("meta"), X.to_sparse(), X.to_mkldnn()):
         with pytest.raises(CallError, match="must be a dense tensor on the CPU"):
             q(x)
+
+
+def test_the_compiled_module_stays_as_it_is() -> None:
+    q = fxquant.compile(Counter(False).eval(), "dynamic")
+    for change in (q.half, q.double, lambda: q.to(torch.bfloat16)):
+        with pytest.raises(StateError, match="packed for this CPU"):
+            change()
