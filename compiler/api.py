@@ -62,7 +62,8 @@ def compile(
             weights; layers quantize their inputs at run time and return fp32; needs no data, and takes any forward().
             ``"qat"``: as static, but trained with simulated rounding first.
         calibration: an iterable of batches: tensors, tuples (positional), dicts (by name), or a DataLoader. Of an
-            ``(input, target)`` pair the target is dropped. None: the result calibrates on its first calls, until its
+            ``(input, target)`` pair the target is dropped, and of a dict the items ``label(s)`` and ``target(s)`` if
+            forward() does not need them. None: the result calibrates on its first calls, until its
             ``freeze()``; not with ``"qat"``.
         config: how to quantize, and what to leave in fp32.
         backend: ``"x86"``, or ``"reference"`` (plain torch ops, slow).

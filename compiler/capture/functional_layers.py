@@ -166,8 +166,12 @@ for _dims in (1, 2, 3):
 _SYNONYMS = {"mat1": "input", "mat2": "weight", "self": "input", "other": "weight"}
 
 
-def make_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+def make_layer(gm: fx.GraphModule, node: fx.Node, at_owners: bool) -> nn.Module | None:
     """``F.conv2d(x, self.weight, ...)`` becomes a call of an ``nn.Conv2d`` that holds the same parameter.
+
+    Args:
+        at_owners: put it at the path of the module whose parameters it has, if that has no other use in the graph. Not
+            if somebody else looks for that module there.
 
     Returns the module; None if ``node`` is no such call, or its weight is computed in forward().
     """
@@ -186,17 +190,17 @@ def make_layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         module = make(call)
     except _NotConstant:
         return None
-    name = _placed(call, module.eval())
+    name = _placed(call, module.eval(), at_owners)
     node._rename(name.replace(".", "_"))
     node.op, node.target, node.args, node.kwargs = "call_module", name, (data,), {}
     return gm.get_submodule(name)
 
 
-def _placed(call: _Call, module: nn.Module) -> str:
-    """Where ``module`` is in the graph now: in place of the module whose parameters it has, if there is only one."""
+def _placed(call: _Call, module: nn.Module, at_owners: bool) -> str:
+    """Where ``module`` is in the graph now."""
     gm, owners = call.gm, {path.rpartition(".")[0] for path in call.paths.values()}
     owner = owners.pop() if len(owners) == 1 else ""
-    if owner and all(path == f"{owner}.{name}" for name, path in call.paths.items()):
+    if at_owners and owner and all(path == f"{owner}.{name}" for name, path in call.paths.items()):
         there = gm.get_submodule(owner)
         held = {**there._parameters, **there._buffers}
         if type(there) is nn.Module and not there._modules and held.keys() == call.paths.keys():

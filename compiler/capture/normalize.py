@@ -22,11 +22,14 @@ _NUMBERS = ("item",)  # methods that give what Python computes with
 _SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 
 
-def normalize(gm: fx.GraphModule) -> int:
+def normalize(gm: fx.GraphModule, at_owners: bool = False) -> int:
     """Rewrite every op to its canonical form. Returns the number of nodes rewritten.
 
     Ops with parameters stay ``call_module``, and a functional convolution or linear op over parameters of the model
     becomes one. An in-place op becomes its pure form, and what reads its input later reads its output.
+
+    Args:
+        at_owners: see :func:`~.functional_layers.make_layer`.
 
     Raises:
         CaptureError: an in-place op changes memory that is read later under another name.
@@ -65,7 +68,7 @@ def normalize(gm: fx.GraphModule) -> int:
         does_nothing = row is not None and row.noop is not None and row.noop(Call(node, module, {}))
         if is_in_place(node, module) and not does_nothing:
             redirect_later_uses(node, modules, sharing)
-        layer = make_layer(gm, node) if module is None else None
+        layer = make_layer(gm, node, at_owners) if module is None else None
         if layer is not None:
             modules[str(node.target)] = layer
             count += 1

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ..core.errors import CalibrationError
 from ..core.interrupts import checkpoint, interruptible
+from ..core.messages import user_line
 from ..core.progress import progress
 from .inputs import Signature
 from .sample import Batch, Sample, batch_values
 
 Result = TypeVar("Result")
+
+TARGETS = ("label", "labels", "target", "targets")  # in a dict; dropped where forward() does not need them
 
 
 def as_batches(calibration: object, signature: Signature, limit: int) -> Iterator[Batch]:
@@ -70,7 +73,8 @@ def _arguments(batch: object, number: int, signature: Signature) -> Batch:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(batch, Mapping):
-        kwargs = dict(batch)
+        required = [name for name in signature.names if name not in signature.defaults]
+        kwargs = {k: v for k, v in batch.items() if k not in TARGETS or k in required}
     elif isinstance(batch, list | tuple):
         args = tuple(batch[:-1]) if len(batch) == len(signature.names) + 1 else tuple(batch)
     else:
@@ -108,7 +112,11 @@ def run_batch(run: Callable[..., Result], batch: Batch, number: int = 0) -> Resu
         raise
     except Exception as error:
         shapes = [tuple(v.shape) for v in batch_values(batch) if isinstance(v, Tensor)]
-        raise CalibrationError(f"forward() fails on calibration batch {number} (shapes {shapes}): {error}") from error
+        text, line = str(error).partition("\n\nWhile executing")[0].strip(), user_line(str(error))
+        place = f" at {line}" if line else ""
+        raise CalibrationError(
+            f"forward() fails on calibration batch {number} (shapes {shapes}){place}: {text}"
+        ) from error
 
 
 def run_batches(run: Callable[..., Result], batches: Iterable[Batch], stage: str) -> list[Result]:

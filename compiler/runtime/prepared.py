@@ -13,6 +13,7 @@ from ..core.markers import Quantized
 from ..execution.batches import check_batch, run_batch
 from ..execution.inputs import Signature
 from ..execution.sample import Batch, Sample
+from ..workflows.capture_model import captured_on
 from ..workflows.mixed_precision import freeze_with_mixed_precision
 from ..workflows.stages import CapturedModel, PreparedModel, UntracedModel
 from ..workflows.static import calibrate, calibrated, lower, prepare
@@ -63,6 +64,7 @@ class Prepared(nn.Module, Quantized):
 
     def _prepare(self, sample: Sample) -> PreparedModel:
         assert not isinstance(self._stage, PreparedModel)
+        self._stage = captured_on(self._stage, sample[0])
         self._stage = prepare(self._stage, sample)
         self.graph_module = self._stage.gm
         return self._stage

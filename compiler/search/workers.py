@@ -21,7 +21,7 @@ from ..core.locks import process_lock
 from ..execution.sample import Sample
 from ..numerics.observer import Observer
 from ..numerics.stubs import observers_of
-from ..workflows.capture_model import capture_model
+from ..workflows.capture_model import capture_model, captured_on
 from ..workflows.options import Options
 from ..workflows.stages import CalibratedModel
 from ..workflows.static import calibrated, prepare
@@ -137,7 +137,8 @@ def _evaluate_alone(key: str, packed: bytes, fp32: Mapping[str, str]) -> float:
 def _unpacked(packed: bytes) -> tuple[CalibratedModel, Evaluation]:
     parcel: _Parcel = pickle.loads(packed)
     options = Options(create_backend(parcel.backend, parcel.target), parcel.config, parcel.leaf_modules)
-    model = calibrated(prepare(capture_model(parcel.model, options), parcel.sample))
+    captured = captured_on(capture_model(parcel.model, options), parcel.sample[0])
+    model = calibrated(prepare(captured, parcel.sample))
     observers = observers_of(model.gm)
     if observers.keys() != parcel.observers.keys():
         raise SearchError(

@@ -8,7 +8,6 @@ from torch import fx, nn
 
 from ...passes.rewrites.eliminate_noops import EliminateNoops
 from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
-from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ..capture.capture import capture
 from ..capture.constants import evaluate_constants
 from ..capture.copies import copy_for_inference
@@ -23,6 +22,11 @@ from ..execution.interface import ANY_CALL, Interface
 from ..execution.sample import Batch
 from .options import Options
 from .stages import CapturedModel, UntracedModel
+
+_OTHER_RESULT = (
+    "The graph of {} does not compute what forward() computes. Write ops that change memory out of place (x = x + 1 "
+    "instead of x += 1)."
+)
 
 
 def capture_model(model: nn.Module, options: Options) -> CapturedModel | UntracedModel:
@@ -39,7 +43,9 @@ def capture_model(model: nn.Module, options: Options) -> CapturedModel | Untrace
         except CaptureError as error:
             if options.leaf_modules:  # torch.export knows none
                 raise
-            return UntracedModel(copy_for_inference(model), options, size, error)
+            reason = str(error)
+    # Not in the handler: the error holds all that was traced.
+    return UntracedModel(copy_for_inference(model), options, size, reason)
 
 
 def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
@@ -48,13 +54,16 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
     Raises:
         CaptureError: neither can, or forward() keeps a state.
         CalibrationError: forward() fails on ``batch``.
+        ContractError: a pass broke its contract.
     """
     if isinstance(model, CapturedModel):
+        model.runner.begin(model.gm, batch)
         if model.original is None or is_captured(model.gm, model.original, batch):
             return replace(model, original=None)
-        model = UntracedModel(model.original, model.options, model.fp32_bytes, _other_result(model.original))
+        reason = _OTHER_RESULT.format(type(model.original).__name__)
         if model.options.leaf_modules:
-            raise model.error
+            raise CaptureError(reason)
+        model = UntracedModel(model.original, model.options, model.fp32_bytes, reason)
     run_batch(model.model, batch)  # what fails in fp32, too, is no fault of the capture
     with stage("capture"):
         try:
@@ -64,30 +73,23 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
         return _simplified(gm, model.options, model.fp32_bytes, interface)
 
 
-def _other_result(model: nn.Module) -> CaptureError:
-    return CaptureError(
-        f"The graph of {type(model).__name__} does not compute what forward() computes. Write ops that change memory "
-        "out of place (x = x + 1 instead of x += 1)."
-    )
-
-
 def _simplified(
     gm: fx.GraphModule, options: Options, fp32_bytes: int, interface: Interface = ANY_CALL
 ) -> CapturedModel:
     evaluate_constants(gm)
     captured = CapturedModel(gm, options, options.new_runner(), fp32_bytes, interface=interface)
-    return simplify(captured, FoldBatchNorm(), EliminateNoops())
+    return simplify(captured, FoldBatchNorm(), EliminateNoops(), at_owners=True)
 
 
-def simplify(captured: CapturedModel, fold: FoldBatchNorm, eliminate: EliminateNoops) -> CapturedModel:
+def simplify(
+    captured: CapturedModel, fold: FoldBatchNorm, eliminate: EliminateNoops, at_owners: bool = False
+) -> CapturedModel:
     """One spelling per op, and the rewrites that need no data."""
     gm, runner = captured.gm, captured.runner
-    normalize(gm)
+    normalize(gm, at_owners)
     runner.snapshot("capture", gm)
     runner.run(fold, gm)
     runner.run(eliminate, gm)
-    if captured.options.config.relu6_as_relu:
-        runner.run(Relu6AsRelu(), gm)
     return replace(captured, folded_linears=tuple(fold.linears))
 
 

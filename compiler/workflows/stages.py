@@ -18,7 +18,6 @@ from ...backends.base.program import FrozenProgram
 from ...passes.analysis.assignment import Assignment
 from ...passes.dynamic.plan import LayerPlan
 from ...passes.runner import PassRunner
-from ..core.errors import CaptureError
 from ..execution.graphs import GraphCopy, with_nodes
 from ..execution.inputs import Signature
 from ..execution.interface import ANY_CALL, Interface
@@ -39,13 +38,13 @@ class UntracedModel:
         model: a copy for inference.
         options: what was asked for.
         fp32_bytes: bytes of the parameters and buffers of the float model.
-        error: of ``torch.fx``.
+        error: why ``torch.fx`` cannot.
     """
 
     model: nn.Module
     options: Options
     fp32_bytes: int
-    error: CaptureError
+    error: str
 
     @property
     def signature(self) -> Signature:

@@ -22,6 +22,7 @@ from ...passes.quantization.place import PlaceObservers
 from ...passes.quantization.verify import verify
 from ...passes.rewrites.absorb_bias import AbsorbBias
 from ...passes.rewrites.equalize import Equalize
+from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
 from ..core.errors import ModelError
 from ..core.messages import where
@@ -36,27 +37,27 @@ from ..report.static_report import StaticReport
 from .capture_model import capture_model, captured_on
 from .options import Options
 from .overridden_layers import plan_overridden_layers, resolve_overrides
-from .stages import CalibratedModel, CapturedModel, FrozenModel, LoweredModel, PreparedModel, UntracedModel
+from .stages import CalibratedModel, CapturedModel, FrozenModel, LoweredModel, PreparedModel
 
 AT_ONCE_BYTES = 512 * 2**20  # of one value, over all batches that run side by side
 
 
-def prepare(model: CapturedModel | UntracedModel, sample: Sample) -> PreparedModel:
+def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
     """Decide the precision of every op, scale channels, place observers. The graph still computes in fp32.
 
     Args:
         sample: the first batches of the calibration data, at least one.
 
     Raises:
-        CaptureError: forward() cannot be traced.
         CalibrationError: forward() fails on the sample.
         ModelError: there is nothing to quantize, or a batch normalization was folded along a wrong axis.
         ConfigError: an override matches nothing.
     """
-    captured = captured_on(model, sample[0])
     gm, runner, options = captured.gm, captured.runner, captured.options
     # First, so that a batch that does not fit changes nothing.
     runner.begin(gm, sample[0])
+    if options.config.relu6_as_relu:
+        runner.run(Relu6AsRelu(), gm)
     values = run_batch(lambda *args, **kwargs: value_infos(gm, (args, kwargs)), sample[0])
     for node in captured.folded_linears:
         if node in values and len(values[node].shape) != 2:
@@ -121,6 +122,7 @@ def prepare_and_calibrate(
     """
     captured = capture_model(model, options)
     sample, batches = sampled(calibration, captured.signature, limit)
+    captured = captured_on(captured, sample[0])  # the copy that it was compared with is freed here
     return calibrate(prepare(captured, sample), batches, kept)
 
 

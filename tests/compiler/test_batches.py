@@ -160,3 +160,14 @@ def test_calibration_batches_must_be_positive(limit: Any) -> None:
 def test_a_model_error_is_not_taken_for_bad_data() -> None:
     with pytest.raises(ModelError, match="nothing to quantize"):
         compiled(nn.Sequential(nn.GELU()))
+
+
+def test_targets_in_a_dict_are_dropped() -> None:
+    class Optional(TwoInputs):
+        def forward(self, left: Tensor, right: Tensor, labels: Tensor | None = None) -> Tensor:
+            y: Tensor = self.a(left) + self.b(right)
+            return y if labels is None else y - labels[:, None]
+
+    batches = [{"left": a, "right": b, "labels": torch.arange(5)} for a, b in pairs()]
+    for model in (Optional(), TwoInputs()):
+        expected_to_work(model, batches, *pairs(1)[0])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fxquant import QuantConfig
+from fxquant.backends.ops.any_batch_norm import AnyBatchNorm
 
 from .case import IMAGE, OTHER, batch_norm, case, conv, normal, one, only, pair, two
 
@@ -56,6 +57,12 @@ case(
     lambda: nn.Sequential(batch_norm(1)),
     normal(8),
     **only("batch_norm1d"),
+)
+case(
+    "batch_norm_of_unknown_axes",
+    "batch_norm",
+    lambda: one(lambda m, x: m["c"](m["b"](x)), b=AnyBatchNorm(8), c=conv()),
+    int8=False,
 )
 case("batch_norm2d", "batch_norm2d", lambda: nn.Sequential(batch_norm(2)), **only("batch_norm2d"))
 case(
