@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..core.errors import CaptureError
 from ..execution.graphs import ModelGraph
-from ..execution.interface import Interface, Leaf
+from ..execution.interface import ANY_SIZE, Interface, Leaf
 from ..execution.sample import Batch
 from .aten import CHECKS, does_nothing, name_of, spelled
 from .graph_checks import computes_the_same, same_sizes, with_size_one
@@ -114,7 +114,7 @@ def _ranges(
         least = int(values.lower) if values.lower.is_finite else 0
         if least <= 2:
             least = 1 if any(symbol in symbols for symbols in ones) else 2
-        found[symbol] = least, int(values.upper) if values.upper.is_Integer else 2**62
+        found[symbol] = least, int(values.upper) if values.upper.is_Integer else ANY_SIZE
     return found
 
 

@@ -11,6 +11,8 @@ from torch.utils import _pytree as pytree
 
 Sizes = dict[Any, int]  # by symbol
 
+ANY_SIZE = 2**62  # larger than any tensor
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -75,7 +77,11 @@ class Interface:
         for symbol, (least, largest) in self.ranges.items():
             size = known.get(symbol, least)
             if not least <= size <= largest:
-                return f"An input has size {size}, where forward() was traced for {least} to {largest}."
+                label, axis = next(
+                    (n.label, n.sizes.index(symbol)) for n in self.leaves if n.sizes and symbol in n.sizes
+                )
+                wanted = f"{least} or more" if largest == ANY_SIZE else f"{least} to {largest}"
+                return f"Input '{leaf.label}' has size {size} on axis {axis}; forward() was traced for {wanted}."
         return None
 
     def rebuilt(self, outputs: Any) -> Any:
