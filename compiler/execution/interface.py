@@ -77,9 +77,8 @@ class Interface:
         for symbol, (least, largest) in self.ranges.items():
             size = known.get(symbol, least)
             if not least <= size <= largest:
-                label, axis = next(
-                    (n.label, n.sizes.index(symbol)) for n in self.leaves if n.sizes and symbol in n.sizes
-                )
+                leaf = next(leaf for leaf in self.leaves if symbol in (leaf.sizes or ()))
+                axis = (leaf.sizes or ()).index(symbol)
                 wanted = f"{least} or more" if largest == ANY_SIZE else f"{least} to {largest}"
                 return f"Input '{leaf.label}' has size {size} on axis {axis}; forward() was traced for {wanted}."
         return None
