@@ -192,7 +192,11 @@ def make_layer(gm: fx.GraphModule, node: fx.Node, at_owners: bool) -> nn.Module 
         return None
     name = _placed(call, module.eval(), at_owners)
     node._rename(name.replace(".", "_"))
+    read = [n for n in node.all_input_nodes if n is not data]
     node.op, node.target, node.args, node.kwargs = "call_module", name, (data,), {}
+    for parameter in read:
+        if not parameter.users:  # else the layer would count as shared
+            gm.graph.erase_node(parameter)
     return gm.get_submodule(name)
 
 

@@ -41,6 +41,18 @@ class BatchNormAct(nn.BatchNorm2d):
         return out
 
 
+def test_an_exported_convolution_is_folded_and_fused_as_a_traced_one_is() -> None:
+    class Decides(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x) if x.shape[1] == 3 else x
+            return out
+
+    plain = with_norms(lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU()))
+    q, expected = (fxquant.compile(net, calibration=[X]) for net in (Decides(*plain).eval(), plain))
+    assert torch.equal(q(X), expected(X))
+    assert [(r.node, r.op, r.kernel) for r in q.report.rows] == [(r.node, r.op, r.kernel) for r in expected.report.rows]
+
+
 def with_norms(norm: Callable[[int], nn.Module]) -> nn.Sequential:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, bias=False), norm(8), nn.Conv2d(8, 8, 3, bias=False), norm(8), nn.Conv2d(8, 4, 1)]
