@@ -16,6 +16,7 @@ from ..execution.sample import Batch
 from ..execution.state import changed_names, state_of
 
 RELATIVE = 1e-3  # of the largest value: folding and another order of sums change the last digits
+FLIPPED = 0.01  # of the integers: an arg-max may change where two values are nearly the same
 
 
 def computes_the_same(gm: fx.GraphModule, model: nn.Module, interface: Interface, batch: Batch) -> bool:
@@ -77,8 +78,10 @@ def _same(ours: Any, theirs: Any) -> bool:
         return not isinstance(ours, Tensor) and not isinstance(theirs, Tensor)
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
-    if not ours.is_floating_point() or not theirs.numel():
-        return torch.equal(ours, theirs)
+    if not theirs.numel():
+        return True
+    if not ours.is_floating_point():
+        return float((ours != theirs).double().mean()) <= FLIPPED
     finite = theirs[torch.isfinite(theirs)]
     largest = float(finite.abs().amax()) if finite.numel() else 0.0
     return torch.allclose(ours, theirs, rtol=RELATIVE, atol=RELATIVE * largest, equal_nan=True)

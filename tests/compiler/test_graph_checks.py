@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CaptureError
+from fxquant.compiler.capture.capture import capture
+from fxquant.compiler.capture.graph_checks import computes_the_same
+from fxquant.compiler.execution.interface import ANY_CALL
 from fxquant.compiler.numerics.metrics import sqnr
 
 from .toys import Lambda
@@ -105,6 +108,17 @@ RIGHT = (
     attribute_changed, attribute_read_again, accumulator, filled, view_of_a_constant, plus, operator_of_aten,
     two_results, items_assigned, memory_as_it_lies, size_as_argument, other_numbers_in_the_same_memory,
 )  # fmt: skip
+
+
+def test_an_arg_max_between_equal_values_is_no_other_result() -> None:
+    def near(nearly: float) -> Any:
+        return lambda m, x: (m.c(x) + torch.tensor([nearly, 0.0]).repeat(4).view(8, 1, 1)).argmax(1)
+
+    first, second = (Lambda(near(n), c=nn.Conv2d(3, 8, 1)).eval() for n in (0.0, 1e-7))
+    second.load_state_dict(first.state_dict())
+    assert computes_the_same(capture(first), second, ANY_CALL, ((X,), {}))
+    third = Lambda(lambda m, x: m.c(x).argmin(1), c=first.get_submodule("c")).eval()
+    assert not computes_the_same(capture(first), third, ANY_CALL, ((X,), {}))
 
 
 class Flat(nn.Module):
