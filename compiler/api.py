@@ -21,6 +21,7 @@ from .core.progress import verbosity
 from .execution.batches import sampled
 from .runtime.compile_dynamic import compile_dynamic
 from .runtime.convert_trained import convert_trained
+from .runtime.float_model import FloatModel, ViewedModel
 from .runtime.prepared import Prepared
 from .runtime.qat_module import QATModule
 from .runtime.quantized_module import QuantizedModule
@@ -169,7 +170,7 @@ def prepare(
             if calibration is None:
                 raise ConfigError("scheme 'qat' needs calibration=, batches for the ranges at the start of training.")
             return QATModule(prepare_training(model, options, calibration, calibration_batches))
-        prepared = Prepared(capture_model(model, options))
+        prepared = Prepared(capture_model(model, options), FloatModel(ViewedModel(model), "The model"))
         if calibration is not None:
             prepared.calibrate(*sampled(calibration, prepared.signature, calibration_batches))
         return prepared

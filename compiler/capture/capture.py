@@ -31,6 +31,9 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = (), share_parameter
         ModelError: the model cannot be copied.
         ConfigError: an entry of ``leaf_modules`` matches nothing.
     """
+    for parameter in inspect.signature(model.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            raise CaptureError(f"forward(*{parameter.name}) takes any number of inputs: give them names.")
     work = copy_for_inference(model, share_parameters)
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
     return ModelGraph(tracer.root, graph, type(model).__name__)
@@ -111,5 +114,6 @@ def _untraceable(model: nn.Module, path: str, error: Exception) -> CaptureError:
     branches = "forward() must not branch on input values. " if isinstance(error, fx.proxy.TraceError) else ""
     return CaptureError(
         f"Cannot trace module '{path or '(root)'}' ({type(owner).__name__}) at {line}: {error}\n"
-        f"{branches}Rewrite the line, or {whole if path else fixed}."
+        f"{branches}Rewrite the line, or {whole if path else fixed}.",
+        path,
     )

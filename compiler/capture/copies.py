@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,16 +15,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..core.errors import ModelError
 
 
-def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
+def copy_model(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
     """A deep copy of ``model``.
 
     Args:
-        share_parameters: let the copy have the parameters of ``model`` itself.
+        parameters: parameters of the copy, by the id() of those of ``model``; others are copied.
 
     Raises:
         ModelError: the model cannot be copied.
     """
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if share_parameters else {}
+    memo: dict[int, Any] = dict(parameters or {})
     for module in model.modules():
         # Results of hooks that compute weights. A tensor with a gradient function cannot be copied otherwise.
         results = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
@@ -38,12 +38,21 @@ def copy_model(model: nn.Module, share_parameters: bool = False) -> nn.Module:
         ) from error
 
 
+def view_for_inference(model: nn.Module) -> nn.Module:
+    """:func:`copy_for_inference`, whose parameters are in the same memory as those of ``model``."""
+    return _for_inference(copy_model(model, {id(p): nn.Parameter(p.detach(), False) for p in model.parameters()}))
+
+
 def copy_for_inference(model: nn.Module, share_parameters: bool = False) -> nn.Module:
     """:func:`copy_model` in eval mode, without gradients, and with weights as they are used.
 
     Parametrizations, and hooks that compute a weight before each call, are replaced by their result.
     """
-    copied = copy_model(model, share_parameters).eval().requires_grad_(False)
+    return _for_inference(copy_model(model, {id(p): p for p in model.parameters()} if share_parameters else None))
+
+
+def _for_inference(copied: nn.Module) -> nn.Module:
+    copied.eval().requires_grad_(False)
     for module in list(copied.modules()):
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)

@@ -22,6 +22,7 @@ from ..execution.graphs import ModelGraph
 from ..execution.interface import ANY_SIZE, Interface, Leaf
 from ..execution.sample import Batch
 from .aten import CHECKS, does_nothing, name_of, spelled
+from .exporting import exporting
 from .graph_checks import computes_the_same, same_sizes, with_size_one
 from .tracer import tracing
 
@@ -86,7 +87,7 @@ def _exported(model: nn.Module, inputs: dict[str, Any]) -> Any:
         warnings.simplefilter("ignore")
         try:
             with tracing:
-                return run()
+                return exporting(run)
         except Exception as error:
             text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CaptureError(f"torch.export cannot capture {type(model).__name__}: {text}") from error

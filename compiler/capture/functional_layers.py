@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...backends.ops.any_batch_norm import AnyBatchNorm
+from ..core.overrides import module_path
 
 
 class _NotConstant(Exception):
@@ -170,8 +171,8 @@ def make_layer(gm: fx.GraphModule, node: fx.Node, at_owners: bool) -> nn.Module 
     """``F.conv2d(x, self.weight, ...)`` becomes a call of an ``nn.Conv2d`` that holds the same parameter.
 
     Args:
-        at_owners: put it at the path of the module whose parameters it has, if that has no other use in the graph. Not
-            if somebody else looks for that module there.
+        at_owners: put it at the path of the module whose parameters it has, if that has no other use in the graph, else
+            below the module in whose forward() it is called. Not if somebody else looks for modules there.
 
     Returns the module; None if ``node`` is no such call, or its weight is computed in forward().
     """
@@ -213,8 +214,10 @@ def _placed(call: _Call, module: nn.Module, at_owners: bool) -> str:
         same = type(there) is type(module) and there.extra_repr() == module.extra_repr()
         if same and all(held[name] is getattr(module, name) for name in call.paths):
             return owner
-    name = f"{call.node.name}_module"
-    while hasattr(gm, name):
+    inside = module_path(call.node) if at_owners else ""
+    name = f"{inside}.{call.node.name}_module".lstrip(".")
+    known = {path for path, _ in gm.named_modules()}
+    while name in known:
         name += "_"
     gm.add_submodule(name, module)
     return name

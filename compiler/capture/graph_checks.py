@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..core.errors import CaptureError
 from ..execution.interface import ANY_CALL, Interface
-from ..execution.rng import may_draw, restored_rng
+from ..execution.rng import draws, may_draw, restored_rng
 from ..execution.sample import Batch
 from ..execution.state import changed_names, state_of
 
@@ -24,49 +24,58 @@ def computes_the_same(gm: fx.GraphModule, model: nn.Module, interface: Interface
 
     Also True if they differ, but draw random numbers, and perhaps in another order. False if one of them fails.
     """
-    draws = _draws(gm)
+    modules = dict(gm.named_modules())
+    may_differ = any(draws(node, modules) for node in gm.graph.nodes)
     try:
-        expected, given = (_run(run, batch, draws) for run in (model, gm))
+        expected, given = (_run(run, batch, _may_draw(gm)) for run in (model, gm))
         theirs, ours = pytree.tree_leaves(expected), pytree.tree_leaves(interface.rebuilt(given))
     except Exception:
         return False
-    return draws or (len(ours) == len(theirs) and all(map(_same, ours, theirs)))
+    return may_differ or (len(ours) == len(theirs) and all(map(_same, ours, theirs)))
 
 
 def is_captured(gm: fx.GraphModule, model: nn.Module, batch: Batch) -> bool:
-    """Whether ``gm`` computes what ``model`` computes on ``batch``; also if ``model`` fails on it.
-
-    Raises:
-        CaptureError: forward() changes what it computes from, so that two calls give different results.
-    """
+    """Whether ``gm`` computes what ``model`` computes on ``batch``; also if ``model`` fails on it."""
     gm.graph.eliminate_dead_code()  # as later rewrites do
     gm.recompile()
-    draws = _draws(gm)
     try:
-        _run(model, batch, draws)  # what is set in the first call alone is no state
-        before = state_of(model)
-        first = _run(model, batch, draws)
-        changed = changed_names(before, state_of(model))
-        again = _run(model, batch, draws) if changed else first
+        _run(model, batch, _may_draw(gm))
     except Exception:
         return True
-    if not all(map(_same, *map(pytree.tree_leaves, (first, again)))):
-        raise CaptureError(
-            f"forward() changes {', '.join(map(repr, changed[:3]))} and computes from it, and a compiled model keeps "
-            "no state. Make it an input and a result of forward(), or use scheme='dynamic'."
-        )
     return computes_the_same(gm, model, ANY_CALL, batch)
 
 
-def _draws(gm: fx.GraphModule) -> bool:
+def refuse_state(model: nn.Module, batch: Batch) -> None:
+    """Refuse a model that computes from what its forward() changes.
+
+    Raises:
+        CaptureError: two calls on ``batch`` give different results.
+    """
+    try:
+        _run(model, batch, seeded=True)  # what is set in the first call alone is no state
+        before = state_of(model)
+        first = _run(model, batch, seeded=True)
+        changed = changed_names(before, state_of(model))
+        again = _run(model, batch, seeded=True) if changed else first
+    except Exception:
+        return  # the capture, or the first batch, names the cause
+    ours, theirs = map(pytree.tree_leaves, (first, again))
+    if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+        raise CaptureError(
+            f"forward() changes {', '.join(map(repr, changed[:3]))} and computes from it.\n"
+            "Make it an input and a result of forward(), or use scheme='dynamic'."
+        )
+
+
+def _may_draw(gm: fx.GraphModule) -> bool:
     modules = dict(gm.named_modules())
     return any(may_draw(node, modules) for node in gm.graph.nodes)
 
 
-def _run(run: nn.Module, batch: Batch, draws: bool) -> Any:
+def _run(run: nn.Module, batch: Batch, seeded: bool) -> Any:
     args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch)  # it may write to them
     with torch.no_grad():
-        if not draws:
+        if not seeded:
             return run(*args, **kwargs)
         with restored_rng():
             torch.default_generator.manual_seed(0)

@@ -12,7 +12,15 @@ class ConfigError(FxquantError, ValueError):
 
 
 class CaptureError(FxquantError):
-    """The model's forward() cannot be traced into a graph."""
+    """The model's forward() cannot be captured as a graph.
+
+    Attributes:
+        path: of the module that cannot; "" is the model itself, or some module of it.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class ModelError(FxquantError, ValueError):
@@ -41,6 +49,10 @@ class BudgetWarning(UserWarning):
 
 class TimingWarning(UserWarning):
     """Measured times leave most layers in fp32, which may be due to other work on the machine."""
+
+
+class FallbackWarning(UserWarning):
+    """A call that is not like those of calibration runs in fp32."""
 
 
 class CallError(FxquantError, RuntimeError):

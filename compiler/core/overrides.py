@@ -37,6 +37,28 @@ class Subject:
         return self.path or self.name
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the user's model that is compiled on its own.
+
+    Attributes:
+        path: of the module in the user's model; "" is the model itself.
+        classes: of the modules around it.
+        whole: it is all of the model.
+    """
+
+    path: str = ""
+    classes: tuple[type, ...] = ()
+    whole: bool = False
+
+    def within(self, path: str) -> str:
+        """The path in the user's model for a ``path`` in the part."""
+        return ".".join(filter(None, (self.path, path)))
+
+
+WHOLE = Part(whole=True)
+
+
 def module_path(node: fx.Node) -> str:
     """The path of the module that ``node`` calls, or in whose forward() it is ("" for the root)."""
     if node.op == "call_module":
@@ -45,11 +67,11 @@ def module_path(node: fx.Node) -> str:
     return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
-def node_subject(node: fx.Node, op: str) -> Subject:
-    """The subject of a node of a graph."""
+def node_subject(node: fx.Node, op: str, part: Part = WHOLE) -> Subject:
+    """The subject of a node of a graph, which is that of ``part`` of the user's model."""
     stack = node.meta.get("nn_module_stack") or {}
     classes = tuple(cls for _, cls in stack.values() if isinstance(cls, type))
-    return Subject(op, module_path(node), node.name, classes)
+    return Subject(op, part.within(module_path(node)), node.name, (*part.classes, *classes))
 
 
 def module_subject(path: str, tree: Mapping[str, nn.Module], op: str) -> Subject:
@@ -87,8 +109,8 @@ class ResolvedConfig:
         return self.keys.get(subject)
 
 
-def resolve(config: QuantConfig, subjects: Mapping[Hashable, Subject]) -> ResolvedConfig:
-    """Match every override against ``subjects``.
+def resolve(config: QuantConfig, subjects: Mapping[Hashable, Subject], part: Part = WHOLE) -> ResolvedConfig:
+    """Match every override against ``subjects``. Of a part of a model, not all overrides need to match.
 
     Raises:
         ConfigError: an override matches none of them.
@@ -103,7 +125,7 @@ def resolve(config: QuantConfig, subjects: Mapping[Hashable, Subject]) -> Resolv
             keys.update((k, key) for k in hits)
             matched.update([key] if hits else [])
     for key in config.overrides:
-        if key not in matched:
+        if key not in matched and part.whole:
             valid = {text for s in subjects.values() for text in (s.label, s.op) if text}
             raise ConfigError(f"Override {key!r} matches nothing in the model. {nearest(key, sorted(valid))}")
     return ResolvedConfig(replace(config, overrides={}), by_subject, keys, frozenset(subjects))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -28,6 +29,11 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         items = [map_tensors(v, function) for v in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether ``tensor`` holds -inf, as masks that are added to scores do, and neither NaN nor inf."""
+    return tensor.is_floating_point() and bool((tensor == -math.inf).any() and (tensor < math.inf).all())
 
 
 def tensor_bytes(tensor: Tensor) -> int:

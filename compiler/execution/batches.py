@@ -13,6 +13,7 @@ from ..core.errors import CalibrationError
 from ..core.interrupts import checkpoint, interruptible
 from ..core.messages import user_line
 from ..core.progress import progress
+from ..core.tensors import is_mask
 from .inputs import Signature
 from .sample import Batch, Sample, batch_values
 
@@ -76,7 +77,8 @@ def _arguments(batch: object, number: int, signature: Signature) -> Batch:
         required = [name for name in signature.names if name not in signature.defaults]
         kwargs = {k: v for k, v in batch.items() if k not in TARGETS or k in required}
     elif isinstance(batch, list | tuple):
-        args = tuple(batch[:-1]) if len(batch) == len(signature.names) + 1 else tuple(batch)
+        is_pair = len(batch) == len(signature.names) + 1 and not signature.more
+        args = tuple(batch[:-1]) if is_pair else tuple(batch)
     else:
         args = (batch,)
     check_batch((args, kwargs), number, signature)
@@ -90,11 +92,12 @@ def check_batch(batch: Batch, number: int, signature: Signature) -> None:
         CalibrationError: names the batch and the input.
     """
     try:
-        values = signature.bind(*batch)
+        inputs = signature.named(*batch)
     except TypeError as error:
         raise CalibrationError(f"Calibration batch {number} does not fit forward(): {error}.") from error
-    for name, value in zip(signature.names, values, strict=True):
-        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+    for name, value in inputs.items():
+        is_number = isinstance(value, Tensor) and value.is_floating_point()
+        if is_number and not torch.isfinite(value).all() and not is_mask(value):
             raise CalibrationError(f"Calibration batch {number} holds NaN or inf in input '{name}'.")
 
 

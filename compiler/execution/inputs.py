@@ -17,10 +17,12 @@ class Signature:
     Attributes:
         names: of all inputs, in order.
         defaults: of those that have one.
+        more: it has ``*args`` or ``**kwargs``, and takes other inputs, too.
     """
 
     names: tuple[str, ...]
     defaults: Mapping[str, Any]
+    more: bool = False
 
     @staticmethod
     def of(gm: fx.GraphModule) -> Signature:
@@ -30,10 +32,24 @@ class Signature:
 
     @staticmethod
     def of_forward(model: nn.Module) -> Signature:
-        """The signature of the forward() of ``model``, without ``*args`` and ``**kwargs``."""
+        """The signature of the forward() of ``model``."""
         parameters = inspect.signature(model.forward).parameters.values()
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        return Signature(tuple(p.name for p in named), {p.name: p.default for p in named if p.default is not p.empty})
+        defaults = {p.name: p.default for p in named if p.default is not p.empty}
+        return Signature(tuple(p.name for p in named), defaults, len(named) < len(parameters))
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of each input by name, for a call with ``args`` and ``kwargs``.
+
+        Raises:
+            TypeError: the call does not fit forward().
+        """
+        count = len(self.names)
+        if not self.more:
+            return dict(zip(self.names, self.bind(args, kwargs), strict=True))
+        known = {name: value for name, value in kwargs.items() if name in self.names}
+        named = dict(zip(self.names, self.bind(args[:count], known), strict=True))
+        return {**named, **{f"args[{i}]": value for i, value in enumerate(args[count:])}, **kwargs}
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The value of each input, in order, for a call with ``args`` and ``kwargs``.

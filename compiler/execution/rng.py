@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .user_code import runs_user_code
+
 
 @contextlib.contextmanager
 def restored_rng() -> Iterator[None]:
@@ -23,12 +25,11 @@ def restored_rng() -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
-_PACKAGE = f"{__name__.partition('.')[0]}."
 _DRAW = (
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "normal", "bernoulli",
     "multinomial", "poisson", "uniform_", "normal_", "random_", "bernoulli_", "exponential_", "geometric_", "cauchy_",
     "log_normal_", "trunc_normal_", "binomial", "fractional_max_pool2d", "fractional_max_pool3d", "svd_lowrank",
-    "pca_lowrank", "rrelu", "rrelu_", "gumbel_softmax", "scaled_dot_product_attention", "multi_head_attention_forward",
+    "pca_lowrank", "rrelu", "rrelu_", "gumbel_softmax", "multi_head_attention_forward",
 )  # fmt: skip
 
 
@@ -53,15 +54,21 @@ class SeededNodes:
 
 def may_draw(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node may draw random numbers; ``modules`` are those of the graph by path."""
+    return runs_user_code(node, modules) or draws(node, modules)
+
+
+def draws(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a node calls what draws random numbers, as far as its name tells."""
     if node.op == "call_module":
-        return any(_module_may_draw(type(m)) for m in modules[str(node.target)].modules())
+        return any(map(_module_draws, modules[str(node.target)].modules()))
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(getattr(node.target, "__name__", node.target))
-    ours = str(getattr(node.target, "__module__", "torch")).startswith(("torch", "_operator", "builtins", _PACKAGE))
-    return not ours or name in _DRAW or "dropout" in name
+    if name == "scaled_dot_product_attention":
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0))
+    return name in _DRAW or "dropout" in name
 
 
-def _module_may_draw(kind: type[nn.Module]) -> bool:
-    known = kind.__module__.startswith(("torch.nn.", _PACKAGE))
-    return not known or any(part in kind.__name__ for part in ("Dropout", "RReLU", "FractionalMaxPool"))
+def _module_draws(module: nn.Module) -> bool:
+    kind = type(module).__name__
+    return "FractionalMaxPool" in kind or (module.training and ("Dropout" in kind or "RReLU" in kind))

@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..core.tensors import is_mask
 from .sample import Batch
 from .visitor import Visitor
 
 
 @dataclass(frozen=True)
 class ValueInfo:
-    """Shape and dtype that the tensor at a node had in one run."""
+    """What the tensor at a node was in one run: its shape and dtype, and whether it held -inf, as masks do."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    is_mask: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -34,7 +36,7 @@ def value_infos(gm: fx.GraphModule, batch: Batch) -> dict[fx.Node, ValueInfo]:
 
     def see(node: fx.Node, value: Any) -> Any:
         if isinstance(value, Tensor):
-            found[node] = ValueInfo(tuple(value.shape), value.dtype)
+            found[node] = ValueInfo(tuple(value.shape), value.dtype, is_mask(value))
         return value
 
     Visitor(gm, see).visit(batch)

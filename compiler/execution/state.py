@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from typing import Any
 
 from torch import Tensor, nn
 
+_OF_TORCH = frozenset(vars(nn.Module())) | {"forward"}
+
 State = list[tuple[str, Any]]  # paths of attributes, with marks that change with them
+
+
+class SavedState:
+    """What forward() may change in ``model``: buffers, and attributes that are no parameters or modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        kept = {id(value): value for value in (*self._modules, *model.parameters())}
+        self._attributes = copy.deepcopy([_attributes(m) for m in self._modules], kept)
+
+    def restore(self) -> None:
+        """Give the model the state back. It can be given back once."""
+        for module, (attributes, buffers) in zip(self._modules, self._attributes, strict=True):
+            for name in _attributes(module)[0]:
+                del module.__dict__[name]
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    return own, dict(module._buffers)
 
 
 class _Same:

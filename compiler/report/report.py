@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tabulate import tabulate
@@ -53,17 +54,25 @@ class Report:
     Attributes:
         fp32_bytes, compiled_bytes: bytes of all parameters and buffers, before and after.
         remark: a note on the whole model.
+        islands: why modules stay Python, by path; "" is the model itself.
     """
 
     rows: tuple[Row, ...]
     fp32_bytes: int
     compiled_bytes: int
     remark: str = ""
+    islands: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of ops by precision."""
         return dict(Counter(r.precision for r in self.rows))
+
+    @property
+    def quantized_share(self) -> float:
+        """The share of the bytes of parameters that are in layers with quantized weights."""
+        sizes = [(row.precision != "fp32", row.fp32_bytes) for row in self.rows]
+        return sum(size for quantized, size in sizes if quantized) / max(sum(size for _, size in sizes), 1)
 
     def in_fp32(self, reason: str) -> Report:
         """The same report with all ops in fp32; ``reason`` replaces that of each op that was quantized."""
@@ -80,7 +89,10 @@ class Report:
         table = [(r.node, r.op, r.precision, r.kernel, str(r.qparams or ""), r.weights, r.reason) for r in self.rows]
         widths = [36, None, None, 44, None, None, 60]
         remark = f"; {self.remark}" if self.remark else ""
-        return f"{counts}; {sizes}{remark}\n" + tabulate(table, COLUMNS, maxcolwidths=widths)
+        if self.islands:
+            remark += f"; {self.quantized_share:.0%} of the weights are quantized"
+        islands = "".join(f"{path or 'the model'} stays Python: {reason}\n" for path, reason in self.islands.items())
+        return f"{counts}; {sizes}{remark}\n{islands}" + tabulate(table, COLUMNS, maxcolwidths=widths)
 
 
 def _size(size: int) -> str:

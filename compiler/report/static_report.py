@@ -76,7 +76,9 @@ class StaticReport:
         module = called_module(node, self.modules)
         name = type(module).__name__ if module else str(getattr(node.target, "__name__", node.target))
         reason = f"fxquant does not know the op {name}"
-        if module is not None and any(map(self._has_dynamic_form, module.modules())):
+        if isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
+            reason = "it packs padded sequences, which cannot be captured: build it with enable_nested_tensor=False"
+        elif module is not None and any(map(self._has_dynamic_form, module.modules())):
             reason = "a leaf module, which is not traced; the overrides 'dynamic' and 'fp16' are for the layers in it"
         size = total_bytes(module.parameters()) if module else 0
         return make_row(node, name, "fp32", "", reason, sizes=(size, size))

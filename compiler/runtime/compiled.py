@@ -15,6 +15,7 @@ from ..execution.inputs import Signature
 from ..report.report import Report
 from ..workflows.stages import LoweredModel
 from .call_forms import CallForms
+from .float_model import FloatModel
 from .static_call import StaticCall
 
 
@@ -48,11 +49,10 @@ class Compiled:
         return replace(self, run=run, module=module)
 
     @staticmethod
-    def of(model: LoweredModel) -> Compiled:
-        """A static model."""
+    def of(model: LoweredModel, fallback: FloatModel | None = None) -> Compiled:
+        """A static model; ``fallback`` runs calls that it does not take."""
         graph, program = model.lowered.executed.module, model.program
         signature = Signature.of(graph)
-        call = StaticCall(
-            model.lowered.run, signature, tuple(signature.bind(*program.example)), model.layouts, model.interface
-        )
+        example = tuple(signature.bind(*program.example))
+        call = StaticCall(model.lowered.run, signature, example, model.layouts, model.interface, fallback)
         return Compiled(call, model.report, graph, graph, program, model.snapshots)

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx, nn
 
 from ..core.entry_point import entry_point
-from ..core.errors import StateError
+from ..core.errors import CaptureError, StateError
 from ..core.markers import Quantized
 from ..execution.batches import check_batch, run_batch
 from ..execution.inputs import Signature
 from ..execution.sample import Batch, Sample
-from ..workflows.capture_model import captured_on
+from ..workflows.capture_model import capture_model, captured_on
 from ..workflows.mixed_precision import freeze_with_mixed_precision
+from ..workflows.options import Options
 from ..workflows.stages import CapturedModel, PreparedModel, UntracedModel
-from ..workflows.static import calibrate, calibrated, lower, prepare
+from ..workflows.static import calibrated, lower, prepare
 from .compiled import Compiled
+from .float_model import FloatModel
+from .islands import IslandModel
 
 
 class Prepared(nn.Module, Quantized):
     """A model with observers in place: it runs in fp32 and records activation ranges on every call.
 
     Print it to see the graph. :func:`fxquant.convert` makes it int8.
+
+    Args:
+        captured: the model.
+        fallback: runs calls that the compiled model does not take.
     """
 
-    def __init__(self, captured: CapturedModel | UntracedModel) -> None:
+    def __init__(self, captured: CapturedModel | UntracedModel, fallback: FloatModel | None = None) -> None:
         super().__init__()
-        self._stage: UntracedModel | CapturedModel | PreparedModel = captured
+        self._stage: UntracedModel | CapturedModel | PreparedModel | IslandModel = captured
         if isinstance(captured, CapturedModel):
             self.graph_module = captured.gm
+        self._fallback = fallback
         self._calls = 0
         self._converted = False
 
@@ -45,13 +53,14 @@ class Prepared(nn.Module, Quantized):
         self._check_not_converted()
         batch: Batch = (args, kwargs)
         check_batch(batch, self._calls, self.signature)
-        if not isinstance(self._stage, PreparedModel):
+        if not self.observed:
             sample = Sample()
             sample.fill(iter([batch]))
             self._prepare(sample)
             return self._observe(batch)
         result = self._observe(batch)
-        self._stage.sample.keep(batch)
+        if isinstance(self._stage, PreparedModel):
+            self._stage.sample.keep(batch)
         return result
 
     def calibrate(self, sample: Sample, batches: Iterable[Batch]) -> None:
@@ -60,25 +69,39 @@ class Prepared(nn.Module, Quantized):
         Raises:
             CalibrationError: forward() fails on a batch, or gives NaN or inf.
         """
-        self._stage = calibrate(self._prepare(sample), self._counted(batches))
-
-    def _prepare(self, sample: Sample) -> PreparedModel:
-        assert not isinstance(self._stage, PreparedModel)
-        self._stage = captured_on(self._stage, sample[0])
-        self._stage = prepare(self._stage, sample)
-        self.graph_module = self._stage.gm
-        return self._stage
-
-    def _counted(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        self._prepare(sample)
         for batch in batches:
-            yield batch
-            self._calls += 1
+            self._observe(batch)
+
+    def _prepare(self, sample: Sample) -> None:
+        stage = self._stage
+        assert isinstance(stage, CapturedModel | UntracedModel)
+        try:
+            self._stage = prepare(captured_on(stage, sample[0]), sample)
+            self.graph_module = self._stage.gm
+        except CaptureError as error:
+            self._stage = IslandModel(stage, error, sample[0], _observing)
 
     def _observe(self, batch: Batch) -> Any:
-        assert isinstance(self._stage, PreparedModel)
-        result = run_batch(self.graph_module, batch, self._calls)
+        if isinstance(self._stage, IslandModel):
+            result = self._stage.observe(batch, self._calls)
+        else:
+            assert isinstance(self._stage, PreparedModel)
+            result = self._stage.interface.rebuilt(run_batch(self.graph_module, batch, self._calls))
         self._calls += 1
-        return self._stage.interface.rebuilt(result)
+        return result
+
+    @property
+    def observed(self) -> bool:
+        """Whether it has seen data."""
+        return isinstance(self._stage, PreparedModel | IslandModel)
+
+    def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the graph holds for a call with ``args`` and ``kwargs``, as far as it is known."""
+        if not isinstance(self._stage, PreparedModel):
+            return True
+        names = self.signature.names
+        return self._stage.interface.violation(names, self.signature.bind(args, kwargs)) is None
 
     def convert(self) -> Compiled:
         """Lower to int8. The module is used up.
@@ -86,10 +109,13 @@ class Prepared(nn.Module, Quantized):
         Raises:
             StateError: it has seen no data, or was converted.
         """
-        if not isinstance(self._stage, PreparedModel):
+        if not isinstance(self._stage, PreparedModel | IslandModel):
             raise StateError("The module has seen no data: call it on calibration batches first.")
         self._check_not_converted()
-        compiled = Compiled.of(lower(freeze_with_mixed_precision(calibrated(self._stage))))
+        if isinstance(self._stage, IslandModel):
+            compiled = self._stage.compiled(self._fallback)
+        else:
+            compiled = Compiled.of(lower(freeze_with_mixed_precision(calibrated(self._stage))), self._fallback)
         self._converted = True
         return compiled
 
@@ -108,13 +134,16 @@ class Prepared(nn.Module, Quantized):
         """The graph as it is now.
 
         Raises:
-            StateError: there is none before the first batch, as torch.fx cannot trace the model.
+            StateError: there is none before the first batch, as torch.fx cannot trace the model; or a part of the
+                model stays Python.
         """
         return self._traced().gm
 
     def _traced(self) -> CapturedModel | PreparedModel:
         if isinstance(self._stage, UntracedModel):
             raise StateError(f"There is no graph before the first batch of data: {self._stage.error}")
+        if isinstance(self._stage, IslandModel):
+            raise StateError(f"There is no graph of the whole model: {next(iter(self._stage.islands.values()))}")
         return self._stage
 
     @property
@@ -128,4 +157,10 @@ class Prepared(nn.Module, Quantized):
         return self._traced().runner.snapshots
 
     def extra_repr(self) -> str:
+        if isinstance(self._stage, IslandModel):
+            return str(self._stage.tree)
         return "" if isinstance(self._stage, UntracedModel) else str(self._stage.gm.graph)
+
+
+def _observing(module: nn.Module, options: Options) -> Prepared:
+    return Prepared(capture_model(module, options))

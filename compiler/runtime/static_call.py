@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CallError
+from ..core.tensors import is_mask
 from ..execution.inputs import Signature
 from ..execution.interface import Interface
 from ..execution.layouts import OutputLayouts
 from .call_errors import described, is_of_a_kernel, reason_of
+from .float_model import FloatModel
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class StaticCall:
         example: the inputs of a calibration batch.
         layouts: of the outputs in fp32; None: as they are.
         interface: the calls that the graph holds for, and the structure of its results.
+        fallback: runs other calls; None: they are refused.
     """
 
     run: Callable[..., Any]
@@ -34,12 +37,27 @@ class StaticCall:
     example: tuple[Any, ...]
     layouts: OutputLayouts | None
     interface: Interface
+    fallback: FloatModel | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = self.signature.bind(args, kwargs)
-        for name, value in zip(self.signature.names, inputs, strict=True):
+        try:
+            inputs = self.signature.bind(args, kwargs)
+        except TypeError as error:
+            return self._otherwise(error, args, kwargs)
+        for name, value, seen in zip(self.signature.names, inputs, self.example, strict=True):
             if isinstance(value, Tensor):
-                _check(name, value)
+                _check(name, value, seen)
+        try:
+            return self._result(inputs, args, kwargs)
+        except CallError as error:
+            return self._otherwise(error, args, kwargs)
+
+    def _otherwise(self, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.fallback is None:
+            raise error
+        return self.fallback(error, args, kwargs)
+
+    def _result(self, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         violation = self.interface.violation(self.signature.names, inputs)
         if violation:
             raise CallError(f"{violation} Compile the model for such calls, too.")
@@ -61,12 +79,17 @@ class StaticCall:
         return f"The call failed: {reason_of(error)}"
 
 
-def _check(name: str, value: Tensor) -> None:
-    """Refuse what the kernels do not: tensors that are no plain tensors of the CPU, NaN and inf."""
+def _check(name: str, value: Tensor, seen: Any) -> None:
+    """Refuse what the kernels do not: tensors that are no plain tensors of the CPU, NaN and inf.
+
+    An input that held -inf in calibration (``seen``) is not rounded, and may hold it.
+    """
     if value.device.type != "cpu" or value.layout != torch.strided:
         raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got {value.layout} on '{value.device}'.")
     # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
-    if value.dtype == torch.float32 and not math.isfinite(float(value.sum())) and not torch.isfinite(value).all():
+    if value.dtype != torch.float32 or math.isfinite(float(value.sum())) or torch.isfinite(value).all():
+        return
+    if not (isinstance(seen, Tensor) and is_mask(seen) and is_mask(value)):
         raise CallError(f"Input '{name}' holds NaN or inf, which int8 cannot hold. Remove them before the call.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from torch import fx, nn
@@ -12,7 +13,8 @@ from ..capture.capture import capture
 from ..capture.constants import evaluate_constants
 from ..capture.copies import copy_for_inference
 from ..capture.export import export
-from ..capture.graph_checks import is_captured
+from ..capture.faults import faulty_module
+from ..capture.graph_checks import is_captured, refuse_state
 from ..capture.normalize import normalize
 from ..core.errors import CaptureError
 from ..core.progress import stage
@@ -20,9 +22,18 @@ from ..core.tensors import total_bytes
 from ..execution.batches import run_batch
 from ..execution.interface import ANY_CALL, Interface
 from ..execution.sample import Batch
+from ..execution.state import SavedState
 from .options import Options
 from .stages import CapturedModel, UntracedModel
 
+_ATTENTIONS = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+)
 _OTHER_RESULT = (
     "The graph of {} does not compute what forward() computes. Write ops that change memory out of place (x = x + 1 "
     "instead of x += 1)."
@@ -33,7 +44,7 @@ def capture_model(model: nn.Module, options: Options) -> CapturedModel | Untrace
     """Trace a copy of ``model``, and simplify the graph. Needs no data.
 
     Raises:
-        CaptureError, ModelError, ConfigError: see :func:`fxquant.compile`.
+        ModelError, ConfigError: see :func:`fxquant.compile`.
     """
     size = model_bytes(model)
     with stage("capture"):
@@ -41,11 +52,9 @@ def capture_model(model: nn.Module, options: Options) -> CapturedModel | Untrace
             captured = _simplified(capture(model, options.leaf_modules), options, size)
             return replace(captured, original=copy_for_inference(model))
         except CaptureError as error:
-            if options.leaf_modules:  # torch.export knows none
-                raise
-            reason = str(error)
+            reason, path = str(error), error.path
     # Not in the handler: the error holds all that was traced.
-    return UntracedModel(copy_for_inference(model), options, size, reason)
+    return UntracedModel(copy_for_inference(model), options, size, reason, path)
 
 
 def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
@@ -56,20 +65,48 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
         CalibrationError: forward() fails on ``batch``.
         ContractError: a pass broke its contract.
     """
-    if isinstance(model, CapturedModel):
+    if isinstance(model, CapturedModel) and model.original is None:
         model.runner.begin(model.gm, batch)
-        if model.original is None or is_captured(model.gm, model.original, batch):
-            return replace(model, original=None)
+        return model
+    state = SavedState(model.float_copy)
+    try:
+        refuse_state(model.float_copy, batch)
+        return _captured_on(model, batch)
+    except CaptureError:
+        state.restore()
+        raise
+
+
+def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
+    if isinstance(model, CapturedModel):
+        assert model.original is not None
+        model.runner.begin(model.gm, batch)
+        if is_captured(model.gm, model.original, batch):
+            return _opened(model, model.original, batch)
         reason = _OTHER_RESULT.format(type(model.original).__name__)
-        if model.options.leaf_modules:
-            raise CaptureError(reason)
-        model = UntracedModel(model.original, model.options, model.fp32_bytes, reason)
+        model = UntracedModel(model.original, model.options, model.fp32_bytes, reason, None)
     run_batch(model.model, batch)  # what fails in fp32, too, is no fault of the capture
+    try:
+        return _exported(model, batch)
+    except CaptureError as error:
+        path = faulty_module(model.model, batch) if model.path is None else model.path
+        raise CaptureError(f"{model.error}\n{error}", path) from error
+
+
+def _opened(model: CapturedModel, original: nn.Module, batch: Batch) -> CapturedModel:
+    """``model``, captured by ``torch.export`` if ``torch.fx`` has left attentions whole, whose layers are inside."""
+    targets = {n.target for n in model.gm.graph.nodes if n.op == "call_module"}
+    if any(isinstance(model.gm.get_submodule(str(t)), _ATTENTIONS) for t in targets):
+        with contextlib.suppress(CaptureError):
+            return _exported(UntracedModel(original, model.options, model.fp32_bytes, "", None), batch)
+    return replace(model, original=None)
+
+
+def _exported(model: UntracedModel, batch: Batch) -> CapturedModel:
+    if model.options.leaf_modules:
+        raise CaptureError("torch.export is not tried, as it knows no leaf_modules.")
     with stage("capture"):
-        try:
-            gm, interface = export(model.model, batch)
-        except CaptureError as error:
-            raise CaptureError(f"{model.error}\n{error}") from error
+        gm, interface = export(model.model, batch)
         return _simplified(gm, model.options, model.fp32_bytes, interface)
 
 

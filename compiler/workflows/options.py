@@ -12,6 +12,7 @@ from ...passes.runner import PassRunner, Probe
 from ..capture.capture import Leaf
 from ..core.config import QuantConfig
 from ..core.errors import ConfigError
+from ..core.overrides import WHOLE, Part
 
 CALIBRATION_BATCHES = 32
 
@@ -24,6 +25,7 @@ class Options:
         backend: what lowers the program.
         config: how to quantize.
         leaf_modules: modules that are kept whole.
+        part: which part of the user's model is compiled.
         snapshots: keep the text of the graph after every step.
         debug: check the contract of every pass.
         probe: called after every step with its name and the graph.
@@ -35,6 +37,7 @@ class Options:
     backend: Backend
     config: QuantConfig
     leaf_modules: Sequence[Leaf] = ()
+    part: Part = WHOLE
     snapshots: bool = False
     debug: bool = False
     probe: Probe | None = None

@@ -11,22 +11,22 @@ from ...backends.ops.table import OPS
 from ...passes.dynamic.attention import project_attentions
 from ...passes.dynamic.plan import LayerPlan, LayerRequest
 from ..core.config import QuantConfig
-from ..core.overrides import ResolvedConfig, node_subject, resolve
+from ..core.overrides import WHOLE, Part, ResolvedConfig, node_subject, resolve
 
 
-def resolve_overrides(gm: fx.GraphModule, config: QuantConfig) -> ResolvedConfig:
-    """The configuration of each op of ``gm``.
+def resolve_overrides(gm: fx.GraphModule, config: QuantConfig, part: Part = WHOLE) -> ResolvedConfig:
+    """The configuration of each op of ``gm``, which is the graph of ``part`` of the user's model.
 
     Raises:
         ConfigError: an override matches nothing.
     """
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
     subjects = {
-        node: node_subject(node, row.name if (row := OPS.of(node, modules)) else "")
+        node: node_subject(node, row.name if (row := OPS.of(node, modules)) else "", part)
         for node in gm.graph.nodes
         if node.op in ("call_module", "call_function", "call_method")
     }
-    return resolve(config, subjects)
+    return resolve(config, subjects, part)
 
 
 def plan_overridden_layers(gm: fx.GraphModule, config: ResolvedConfig, backend: Backend) -> LayerPlan:

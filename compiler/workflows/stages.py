@@ -39,12 +39,19 @@ class UntracedModel:
         options: what was asked for.
         fp32_bytes: bytes of the parameters and buffers of the float model.
         error: why ``torch.fx`` cannot.
+        path: the module that it cannot trace; None if that is not known.
     """
 
     model: nn.Module
     options: Options
     fp32_bytes: int
     error: str
+    path: str | None
+
+    @property
+    def float_copy(self) -> nn.Module:
+        """The copy of the model."""
+        return self.model
 
     @property
     def signature(self) -> Signature:
@@ -73,6 +80,12 @@ class CapturedModel:
     folded_linears: tuple[fx.Node, ...] = ()
     interface: Interface = ANY_CALL
     original: nn.Module | None = None
+
+    @property
+    def float_copy(self) -> nn.Module:
+        """The copy of the model that the graph was not compared with yet."""
+        assert self.original is not None
+        return self.original
 
     @property
     def signature(self) -> Signature:

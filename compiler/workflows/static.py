@@ -65,7 +65,7 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
                 f"The nn.BatchNorm1d after {where(node)} normalizes axis 1 of a {values[node].shape} tensor, which is "
                 "not the feature axis. Move it into a submodule, and list that in leaf_modules."
             )
-    config = resolve_overrides(gm, options.config)
+    config = resolve_overrides(gm, options.config, options.part)
     layers = plan_overridden_layers(gm, config, options.backend)
     check_answered(options.config, config, layers)
     assignment = assign_precision(gm, options.backend, config, values, layers.reasons)

@@ -84,6 +84,8 @@ class _Assigner:
         call = Call(root, module, self.values)
         if row.output is Output.WEIGHT_ONLY:
             return self._refusal(unit, call)
+        if any(node in self.values and self.values[node].is_mask for node in (*unit.inputs, *unit.nodes)):
+            return "its values hold -inf, which int8 cannot hold"
         for node in unit.inputs:
             if node in self.values and not self.values[node].is_float:
                 return f"its input '{node.name}' is {str(self.values[node].dtype).removeprefix('torch.')}, not float"

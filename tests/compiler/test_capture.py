@@ -47,7 +47,7 @@ def test_functional_layers_run_in_int8() -> None:
 
 def test_untraceable_forward_names_module_and_line() -> None:
     with pytest.raises(CaptureError) as caught:
-        fxquant.compile(Controlled(), calibration=[images()])
+        fxquant.sensitivity(Controlled(), [images()])
     message = str(caught.value)
     line = Branchy.forward.__code__.co_firstlineno + 1
     assert "'inner.0' (Branchy)" in message
@@ -58,7 +58,7 @@ def test_untraceable_forward_names_module_and_line() -> None:
 
 def test_untraceable_root_is_named() -> None:
     with pytest.raises(CaptureError, match=r"\(root\).*\(Branchy\).*toys\.py:\d+"):
-        fxquant.compile(Branchy(), calibration=[images()])
+        fxquant.sensitivity(Branchy(), [images()])
 
 
 @pytest.mark.parametrize("leaves", [["inner.0"], ["inner"], [Branchy]])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import CallError, CaptureError, StateError
+from fxquant import CallError, FallbackWarning, StateError
 from fxquant.compiler.numerics.metrics import sqnr
 
 from .in_place_cases import REFUSED
@@ -154,12 +154,15 @@ def test_inputs_by_name_with_defaults_and_flags() -> None:
     with torch.no_grad():
         expected, given = model(TOKENS[:2], mask[:2], doubled=True), q(TOKENS[:2], mask=mask[:2])
         assert sqnr([expected["y"]], [given["y"]]) > 25
-    with pytest.raises(CallError, match="Input 'doubled' is False; forward\\(\\) was traced for True"):
-        q(TOKENS, mask, doubled=False)
     with pytest.raises(CallError, match="Input 'mask' has size 5 on axis 1; forward\\(\\) was traced for 6"):
         q(TOKENS, mask[:, :5])
+    with pytest.warns(FallbackWarning, match="in fp32 in such calls: Input 'doubled' is False; forward"):
+        assert torch.equal(q(TOKENS, mask, doubled=False)["y"], model(TOKENS, mask)["y"])
+    assert torch.equal(q(TOKENS, None)["y"], model(TOKENS, None)["y"]), "without a second warning"
+    with torch.no_grad():
+        model.out.weight.mul_(2)
     with pytest.raises(CallError, match="Input 'mask' is None; forward\\(\\) was traced for a tensor"):
-        q(TOKENS, None)
+        q(TOKENS, None)  # the model is not what was compiled
     without = fxquant.compile(model, calibration=[TOKENS])
     check(without, model, TOKENS)
 
@@ -188,11 +191,12 @@ def test_a_size_that_forward_decided_by_is_checked() -> None:
     model = Lambda(forward, **PARTS).eval()
     q = fxquant.compile(model, calibration=[TOKENS])
     check(q, model, TOKENS[:2, :5])
-    with pytest.raises(CallError, match="'x' has size 4 on axis 1; forward\\(\\) was traced for 5 or more"):
-        q(torch.randn(2, 4, 16))
+    with pytest.warns(FallbackWarning, match="'x' has size 4 on axis 1; forward\\(\\) was traced for 5 or more"):
+        given = q(TOKENS[:2, :4])
+    assert torch.equal(given, model(TOKENS[:2, :4]))
 
 
-def test_what_changes_a_buffer_is_refused_by_name() -> None:
+def test_what_changes_a_buffer_stays_python() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -204,16 +208,11 @@ def test_what_changes_a_buffer_is_refused_by_name() -> None:
             self.calls.add_(x.size(1))
             return self.l(x) * self.calls if x.size(1) > 1 else x
 
-    with pytest.raises(CaptureError, match="forward\\(\\) changes the buffer 'calls'"):
-        fxquant.compile(Counting().eval(), calibration=[TOKENS])
-
-
-def test_branches_on_values_are_refused_with_the_line() -> None:
-    def forward(m: Any, x: Tensor) -> Any:
-        return m.l(x) if x.sum() > 0 else x
-
-    with pytest.raises(CaptureError, match=r"test_export.py:\d+ \(return m.l\(x\) if x.sum\(\) > 0"):
-        fxquant.compile(Lambda(forward, **PARTS).eval(), calibration=[TOKENS])
+    model = Counting().eval()
+    q = fxquant.compile(model, calibration=[TOKENS])
+    assert "changes 'calls'" in q.report.islands[""]
+    for _ in range(3):
+        check(q, model, TOKENS)
 
 
 def test_calibration_by_calls() -> None:

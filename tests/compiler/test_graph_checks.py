@@ -165,9 +165,12 @@ def view_by_einsum(m: Any, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("forward", (replaced_data, view_by_einsum))
-def test_what_neither_front_end_captures_is_refused(forward: Forward) -> None:
-    with pytest.raises(CaptureError, match="does not compute what forward\\(\\) computes"):
-        fxquant.compile(model(forward), calibration=[X])
+def test_what_neither_front_end_captures_stays_python(forward: Forward) -> None:
+    net = model(forward)
+    q = fxquant.compile(net, calibration=[X])
+    assert "does not compute what forward() computes" in q.report.islands[""]
+    with torch.no_grad():
+        assert sqnr([net(X)], [q(X)]) > 25
 
 
 def test_leaf_modules_get_memory_as_in_fp32() -> None:
@@ -176,14 +179,17 @@ def test_leaf_modules_get_memory_as_in_fp32() -> None:
     assert sqnr([net(X).detach()], [q(X)]) > 25
 
 
-def test_a_leaf_that_changes_its_input_is_refused() -> None:
+def test_a_leaf_that_changes_its_input_is_called_by_python() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         y = m.c(x)
         m.doubling(y)
         return m.d(y)
 
-    with pytest.raises(CaptureError, match="does not compute what"):
-        fxquant.compile(model(forward), calibration=[X], leaf_modules=["doubling"])
+    net = model(forward)
+    q = fxquant.compile(net, calibration=[X], leaf_modules=["doubling"])
+    assert "does not compute what" in q.report.islands[""]
+    with torch.no_grad():
+        assert sqnr([net(X)], [q(X)]) > 25
 
 
 class Stateful(nn.Module):
@@ -217,12 +223,23 @@ class Stateful(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "name"), [("buffer", "count"), ("number", "calls"), ("tensor", "last"), ("list", "seen")]
 )
-def test_a_state_is_refused_by_name(kind: str, name: str) -> None:
+def test_a_state_is_named_and_kept_by_python(kind: str, name: str) -> None:
     net = Stateful(kind).eval()
     before = copy.deepcopy(net.__dict__)
-    with pytest.raises(CaptureError, match=f"forward\\(\\) changes '{name}' and computes from it"):
-        fxquant.compile(net, calibration=[X])
+    q = fxquant.compile(net, calibration=[X, X * 2])
+    assert q.report.islands == {"": f"forward() changes '{name}' and computes from it."}
     assert net.calls == before["calls"] and not net.seen and torch.equal(net.last, before["last"])
+    assert net.count == 0
+    copied = copy.deepcopy(q)
+    for scale in (1, 2, 0.5):  # from the state that the model was compiled in, each copy with its own
+        with torch.no_grad():
+            expected = net(X * scale)
+            assert sqnr([expected], [q(X * scale)]) > 25 and sqnr([expected], [copied(X * scale)]) > 25
+
+
+def test_a_state_is_refused_where_a_graph_is_needed() -> None:
+    with pytest.raises(CaptureError, match="forward\\(\\) changes 'calls' and computes from it"):
+        fxquant.sensitivity(Stateful("number").eval(), [X])
 
 
 def test_what_is_kept_to_be_looked_at_is_no_state() -> None:

@@ -14,6 +14,7 @@ from ....compiler.core.tensors import tensors_of
 from ....compiler.execution.graphs import ModelGraph
 from ....compiler.execution.inputs import Signature, bind_inputs
 from ....compiler.execution.timing import interleaved_medians
+from ....compiler.execution.user_code import runs_user_code
 from ...base.program import FrozenProgram
 from ..runtime import script
 from ..runtime.engine import ONEDNN, under_engine
@@ -56,6 +57,10 @@ def torchscript(emitter: Emitter, program: FrozenProgram) -> Run:
 
 def traced(emitter: Emitter, program: FrozenProgram) -> Run:
     """The graph traced on the example, called like forward()."""
+    modules = dict(program.module.named_modules())
+    for node in program.module.graph.nodes:
+        if runs_user_code(node, modules):  # a trace would keep what it decided on the example
+            raise ValueError(f"'{node.target}' is not traced")
     signature = Signature.of(program.module)
     run = trace(emitter, signature.bind(*program.example))
     return lambda *args, **kwargs: run(*signature.bind(args, kwargs))

@@ -1,0 +1,57 @@
+"""The float model, for calls that the compiled one does not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..capture.copies import view_for_inference
+from ..core.errors import FallbackWarning
+from ..core.messages import warn
+
+
+class FloatModel:
+    """Runs a float module in calls that its compiled form does not take, with one warning.
+
+    Args:
+        run: the float module.
+        name: of it, for the warning.
+    """
+
+    def __init__(self, run: Callable[..., Any], name: str) -> None:
+        self._run, self._name, self._warned = run, name, False
+
+    def __call__(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result for a call that was refused with ``error``, which is raised if the float module fails, too."""
+        try:
+            with torch.no_grad():
+                result = self._run(*args, **kwargs)
+        except Exception:
+            raise error from None
+        if not self._warned:
+            self._warned = True
+            warn(FallbackWarning(f"{self._name} runs in fp32 in such calls: {error}"))
+        return result
+
+
+class ViewedModel:
+    """The user's model as it was compiled: it has the same memory for its parameters, and is not used once they change.
+
+    Args:
+        model: the user's model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._module = view_for_inference(model)
+        self._versions = self._now()
+
+    def _now(self) -> list[int]:
+        return [0 if p.is_inference() else p._version for p in self._module.parameters()]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._now() != self._versions:
+            raise RuntimeError("the parameters of the model have changed since it was compiled")
+        return self._module(*args, **kwargs)
