@@ -51,7 +51,16 @@ def spelled(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spe
     if special is not None:
         return special(node, args, kwargs)
     function = _function(name)
-    return ("call_function", function if function is not None else node.target, args, kwargs)
+    if function is not None:
+        return "call_function", function, args, kwargs
+    if any(isinstance(a, list | tuple) and any(isinstance(v, fx.Node) for v in a) for a in node.args):
+        # TorchScript takes sizes in a list for constants where an OpOverload is called.
+        options = {key: value for key, value in kwargs.items() if key not in ("layout", "pin_memory")}
+        if name.startswith("new_"):
+            return "call_method", name, args, options
+        if callable(getattr(torch, name, None)):
+            return "call_function", getattr(torch, name), args, options
+    return "call_function", node.target, args, kwargs
 
 
 def _function(name: str) -> Any:

@@ -34,6 +34,8 @@ def capture(model: nn.Module, leaf_modules: Sequence[Leaf] = (), share_parameter
     for parameter in inspect.signature(model.forward).parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:
             raise CaptureError(f"forward(*{parameter.name}) takes any number of inputs: give them names.")
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise CaptureError(f"forward(**{parameter.name}) takes inputs of any name, which torch.fx cannot trace.")
     work = copy_for_inference(model, share_parameters)
     tracer, graph = _trace(work, *leaves(work, leaf_modules))
     return ModelGraph(tracer.root, graph, type(model).__name__)

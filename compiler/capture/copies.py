@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Mapping
+from types import CellType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..core.errors import ModelError
+from ..core.tensors import tensors_of
 
 
 def copy_model(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
@@ -27,15 +30,44 @@ def copy_model(model: nn.Module, parameters: Mapping[int, nn.Parameter] | None =
     memo: dict[int, Any] = dict(parameters or {})
     for module in model.modules():
         # Results of hooks that compute weights. A tensor with a gradient function cannot be copied otherwise.
-        results = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
+        held = tensors_of(list(vars(module).values()))
+        results = [v for v in held if not v.is_leaf and not isinstance(v, nn.Parameter)]
         memo |= {id(value): value.detach().clone() for value in results}
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
+        for module in copied.modules():
+            _rebind_functions(module, memo)
+        return copied
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be deep-copied ({error}). fxquant works on a copy: make "
             "copy.deepcopy(model) work, for example without locks and open files among its attributes."
         ) from error
+
+
+def _rebind_functions(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Let functions that ``module`` holds, hooks among them, close over the copies in ``memo``, not over the model.
+
+    A deep copy has the same functions as the model.
+    """
+    held: Any
+    for held in (vars(module), module._forward_hooks, module._forward_pre_hooks):
+        for key, value in list(held.items()):
+            if not isinstance(value, FunctionType) or not value.__closure__:
+                continue
+            cells = tuple(_rebound(cell, memo) for cell in value.__closure__)
+            if any(new is not old for new, old in zip(cells, value.__closure__, strict=True)):
+                copied = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, cells)
+                copied.__kwdefaults__ = value.__kwdefaults__
+                held[key] = copied
+
+
+def _rebound(cell: Any, memo: dict[int, Any]) -> Any:
+    try:
+        value = cell.cell_contents
+    except ValueError:  # empty
+        return cell
+    return CellType(memo[id(value)]) if id(value) in memo and memo[id(value)] is not value else cell
 
 
 def view_for_inference(model: nn.Module) -> nn.Module:
@@ -57,7 +89,7 @@ def _for_inference(copied: nn.Module) -> nn.Module:
         if parametrize.is_parametrized(module):
             _remove_parametrizations(module)
         for key, hook in list(module._forward_pre_hooks.items()):
-            if isinstance(hook, WeightNorm | SpectralNorm):
+            if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
                 hook.remove(module)
                 del module._forward_pre_hooks[key]
     return copied.requires_grad_(False)

@@ -131,9 +131,11 @@ class _Converter:
     def converted(self) -> fx.GraphModule:
         """The graph."""
         signature, graph = self.program.graph_signature, self.program.graph
-        for name, value in self.inputs.items():
-            tensors = any(isinstance(v, Tensor) for v in pytree.tree_leaves(value))
-            self.tops[name] = self.graph.placeholder(name, default_value=inspect.Parameter.empty if tensors else value)
+        parameters = inspect.signature(self.model.forward).parameters
+        for name in self.inputs:  # with the default of forward(): a call may leave out what calibration gave
+            default = parameters[name].default if name in parameters else inspect.Parameter.empty
+            plain = isinstance(default, bool | int | float | str | None)
+            self.tops[name] = self.graph.placeholder(name, default_value=default if plain else inspect.Parameter.empty)
         paths = iter(pytree.tree_flatten_with_path(dict(self.inputs))[0])
         placeholders = {n.name: n for n in graph.nodes if n.op == "placeholder"}
         for spec in signature.input_specs:

@@ -205,7 +205,8 @@ def _placed(call: _Call, module: nn.Module, at_owners: bool) -> str:
     """Where ``module`` is in the graph now."""
     gm, owners = call.gm, {path.rpartition(".")[0] for path in call.paths.values()}
     owner = owners.pop() if len(owners) == 1 else ""
-    if at_owners and owner and all(path == f"{owner}.{name}" for name, path in call.paths.items()):
+    inside = module_path(call.node)
+    if at_owners and owner and owner == inside and all(path == f"{owner}.{name}" for name, path in call.paths.items()):
         there = gm.get_submodule(owner)
         held = {**there._parameters, **there._buffers}
         if type(there) is nn.Module and not there._modules and held.keys() == call.paths.keys():
@@ -214,8 +215,7 @@ def _placed(call: _Call, module: nn.Module, at_owners: bool) -> str:
         same = type(there) is type(module) and there.extra_repr() == module.extra_repr()
         if same and all(held[name] is getattr(module, name) for name in call.paths):
             return owner
-    inside = module_path(call.node) if at_owners else ""
-    name = f"{inside}.{call.node.name}_module".lstrip(".")
+    name = f"{inside}.{call.node.name}_module".lstrip(".") if at_owners else f"{call.node.name}_module"
     known = {path for path, _ in gm.named_modules()}
     while name in known:
         name += "_"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ def computes_the_same(gm: fx.GraphModule, model: nn.Module, interface: Interface
     modules = dict(gm.named_modules())
     may_differ = any(draws(node, modules) for node in gm.graph.nodes)
     try:
-        expected, given = (_run(run, batch, _may_draw(gm)) for run in (model, gm))
+        # Not gm itself: its __call__ prints where it fails.
+        expected, given = (_run(run, batch, _may_draw(gm)) for run in (model, gm.forward))
         theirs, ours = pytree.tree_leaves(expected), pytree.tree_leaves(interface.rebuilt(given))
     except Exception:
         return False
@@ -52,19 +53,27 @@ def refuse_state(model: nn.Module, batch: Batch) -> None:
         CaptureError: two calls on ``batch`` give different results.
     """
     try:
-        _run(model, batch, seeded=True)  # what is set in the first call alone is no state
-        before = state_of(model)
-        first = _run(model, batch, seeded=True)
-        changed = changed_names(before, state_of(model))
-        again = _run(model, batch, seeded=True) if changed else first
+        _run(model, batch, seeded=False)  # what is set in the first call alone is no state
+        changed = _changes(model, batch, seeded=False)
+        if changed:  # or its random numbers differ
+            changed = _changes(model, batch, seeded=True)
     except Exception:
         return  # the capture, or the first batch, names the cause
-    ours, theirs = map(pytree.tree_leaves, (first, again))
-    if len(ours) != len(theirs) or not all(map(_same, ours, theirs)):
+    if changed:
         raise CaptureError(
             f"forward() changes {', '.join(map(repr, changed[:3]))} and computes from it.\n"
             "Make it an input and a result of forward(), or use scheme='dynamic'."
         )
+
+
+def _changes(model: nn.Module, batch: Batch, seeded: bool) -> list[str]:
+    """What a call changes, if the next call gives another result."""
+    before = state_of(model)
+    first = _run(model, batch, seeded)
+    changed = changed_names(before, state_of(model))
+    again = _run(model, batch, seeded) if changed else first
+    ours, theirs = map(pytree.tree_leaves, (first, again))
+    return [] if len(ours) == len(theirs) and all(map(_same, ours, theirs)) else changed
 
 
 def _may_draw(gm: fx.GraphModule) -> bool:
@@ -72,7 +81,7 @@ def _may_draw(gm: fx.GraphModule) -> bool:
     return any(may_draw(node, modules) for node in gm.graph.nodes)
 
 
-def _run(run: nn.Module, batch: Batch, seeded: bool) -> Any:
+def _run(run: Callable[..., Any], batch: Batch, seeded: bool) -> Any:
     args, kwargs = pytree.tree_map(lambda v: v.clone() if isinstance(v, Tensor) else v, batch)  # it may write to them
     with torch.no_grad():
         if not seeded:

@@ -25,6 +25,8 @@ def check_model(model: object) -> None:
             "The model is TorchScript, which cannot be changed. Compile the nn.Module that it was made from."
         )
     for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(f"'{path}' is TorchScript, which cannot be changed. Use the nn.Module it was made from.")
         if isinstance(module, InTraining):
             raise ModelError("The model is in quantization-aware training already: fxquant.convert makes it int8.")
         if isinstance(module, Quantized) or _is_quantized_by_torch(module):

@@ -114,6 +114,12 @@ def run_batch(run: Callable[..., Result], batch: Batch, number: int = 0) -> Resu
     except CalibrationError:
         raise
     except Exception as error:
+        for name, value in enumerate(batch_values(batch)):
+            if type(value).__module__ == "numpy":
+                raise CalibrationError(
+                    f"Input {name} of calibration batch {number} is a numpy.{type(value).__name__}: convert it with "
+                    "torch.from_numpy()."
+                ) from error
         shapes = [tuple(v.shape) for v in batch_values(batch) if isinstance(v, Tensor)]
         text, line = str(error).partition("\n\nWhile executing")[0].strip(), user_line(str(error))
         place = f" at {line}" if line else ""

@@ -19,7 +19,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number o
 
 @dataclass(frozen=True)
 class OutputLayouts:
-    """The memory formats of all outputs of a graph; None: not of images, left as they are.
+    """The memory formats of all outputs of a graph; None: neither contiguous nor channels_last, left as they are.
 
     Attributes:
         plain: for contiguous inputs.
@@ -31,7 +31,7 @@ class OutputLayouts:
 
     @staticmethod
     def of(gm: fx.GraphModule, batch: Batch) -> OutputLayouts | None:
-        """Those of ``gm``, found by running it on ``batch``; None if no output is an image."""
+        """Those of ``gm``, found by running it on ``batch``; None if there is nothing to convert."""
         plain = channels_last = _formats(gm, batch, channels_last=False)
         if not any(plain):
             return None
@@ -65,8 +65,8 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _format(output: Tensor) -> torch.memory_format | None:
-    if output.dim() not in FORMATS:
-        return None
     if output.is_contiguous():
         return torch.contiguous_format
+    if output.dim() not in FORMATS:
+        return None
     return FORMATS[output.dim()] if output.is_contiguous(memory_format=FORMATS[output.dim()]) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..core.messages import warn
 
 
 class FloatModel:
-    """Runs a float module in calls that its compiled form does not take, with one warning.
+    """Runs a float module in calls that its compiled form does not take, with one warning for each reason.
 
     Args:
         run: the float module.
@@ -22,7 +23,7 @@ class FloatModel:
     """
 
     def __init__(self, run: Callable[..., Any], name: str) -> None:
-        self._run, self._name, self._warned = run, name, False
+        self._run, self._name, self._warned = run, name, set[str]()
 
     def __call__(self, error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result for a call that was refused with ``error``, which is raised if the float module fails, too."""
@@ -31,8 +32,9 @@ class FloatModel:
                 result = self._run(*args, **kwargs)
         except Exception:
             raise error from None
-        if not self._warned:
-            self._warned = True
+        reason = re.sub(r"\d+", "", str(error))  # other sizes are no other reason
+        if reason not in self._warned:
+            self._warned.add(reason)
             warn(FallbackWarning(f"{self._name} runs in fp32 in such calls: {error}"))
         return result
 

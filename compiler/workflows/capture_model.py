@@ -115,7 +115,7 @@ def _simplified(
 ) -> CapturedModel:
     evaluate_constants(gm)
     captured = CapturedModel(gm, options, options.new_runner(), fp32_bytes, interface=interface)
-    return simplify(captured, FoldBatchNorm(), EliminateNoops(), at_owners=True)
+    return simplify(captured, FoldBatchNorm(is_matrix=lambda node: False), EliminateNoops(), at_owners=True)
 
 
 def simplify(

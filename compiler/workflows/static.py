@@ -22,6 +22,7 @@ from ...passes.quantization.place import PlaceObservers
 from ...passes.quantization.verify import verify
 from ...passes.rewrites.absorb_bias import AbsorbBias
 from ...passes.rewrites.equalize import Equalize
+from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
 from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
 from ..core.errors import ModelError
@@ -65,6 +66,7 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
                 f"The nn.BatchNorm1d after {where(node)} normalizes axis 1 of a {values[node].shape} tensor, which is "
                 "not the feature axis. Move it into a submodule, and list that in leaf_modules."
             )
+    runner.run(FoldBatchNorm(is_matrix=lambda node: node in values and len(values[node].shape) == 2), gm)
     config = resolve_overrides(gm, options.config, options.part)
     layers = plan_overridden_layers(gm, config, options.backend)
     check_answered(options.config, config, layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -91,6 +92,8 @@ class _Assigner:
                 return f"its input '{node.name}' is {str(self.values[node].dtype).removeprefix('torch.')}, not float"
         if not unit.inputs:
             return "it reads no tensor that could be quantized"
+        if root not in self.values and not (row.multiple and all(map(_picks_one, root.users))):
+            return "it returns several tensors, which are not read one by one"
         if module is not None and is_hooked(module):
             return HOOKED
         reason = self._refusal(unit, call)
@@ -166,6 +169,10 @@ class _Assigner:
             sources = (self.owner[s] for s in unit.inputs if s in self.owner)
             graph.add_edges_from((source, unit) for source in sources if self._is_int8(source))
         return [list(c) for c in nx.connected_components(graph)]
+
+
+def _picks_one(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int)
 
 
 def _outside_stubs(gm: fx.GraphModule) -> set[fx.Node]:

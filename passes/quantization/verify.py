@@ -12,13 +12,15 @@ from ...compiler.core.messages import where
 from ...compiler.core.tensors import tensors_of
 from ..analysis.assignment import Assignment
 
+STEPS = 2  # a tie may be rounded to either side, once in the kernel and once in an op that is part of it
+
 
 def verify(lowered: Lowered, assignment: Assignment) -> None:
     """Check the executed program, and run the lowered form on the example.
 
     Every dequantize has the parameters of its quantize. No value is quantized again with the parameters that it has.
     Every int8 op has a kernel, every fp32 op a reason. The lowered form runs, and returns finite values of the shapes
-    and dtypes that the program returns.
+    and dtypes that the program returns. Every kernel gives the integers of the program, up to :data:`STEPS`.
 
     Raises:
         VerificationError: one of these does not hold.
@@ -34,6 +36,21 @@ def verify(lowered: Lowered, assignment: Assignment) -> None:
         if not assignment.is_int8(unit) and not assignment.reasons[unit.root]:
             raise VerificationError(f"fp32 op {where(unit.root)} has no reason.")
     _check_run(lowered)
+    _check_kernels(lowered)
+
+
+def _check_kernels(lowered: Lowered) -> None:
+    if lowered.kernel_errors is None:
+        return
+    args, kwargs = lowered.executed.example
+    for node, steps in lowered.kernel_errors(*args, **kwargs).items():
+        if steps > STEPS:
+            made: fx.Node = node.args[0]  # type: ignore[assignment]
+            choice = lowered.choices.get(made)
+            raise VerificationError(
+                f"The kernel of {where(made)} ({choice.kernel if choice else 'fused'}) is wrong by {steps} steps. "
+                "Leave the op in fp32: QuantConfig(overrides={...: None})."
+            )
 
 
 def _check_pair(node: fx.Node) -> None:

@@ -7,6 +7,8 @@ along the output channels (Jacob et al. 2018, arXiv:1712.05877, section 3.2).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import fx, nn
 
@@ -23,14 +25,19 @@ class FoldBatchNorm:
     Args:
         detached: for training, which needs the statistics of its batches: nothing is folded, the normalization leaves
             the graph, and is put here by the path of the layer. Then the pass is not exact.
+        is_matrix: whether the output of a linear layer is (N, C), which only an example can show. Else the
+            normalization is along another axis, and not folded.
 
     Attributes:
-        linears: layers that were folded as if their output were (N, C), which only an example can show.
+        linears: linear layers that were folded.
     """
 
     name = "fold_batchnorm"
 
-    def __init__(self, detached: dict[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self, detached: dict[str, nn.Module] | None = None, is_matrix: Callable[[fx.Node], bool] = lambda node: True
+    ) -> None:
+        self.is_matrix = is_matrix
         self.detached, self.exact = detached, detached is None
         self.linears: list[fx.Node] = []
 
@@ -51,6 +58,8 @@ class FoldBatchNorm:
             reason = self._refusal(layer, modules[str(layer.target)], modules[str(bn.target)], shared)
             if modules[str(bn.target)].num_features != output_channels(modules[str(layer.target)], layer_row):
                 reason = f"not folded: it normalizes another axis than the channels of '{layer.name}'"
+            if layer_row.channels_last and not self.is_matrix(layer):
+                reason = f"not folded: '{layer.name}' gives no matrix, whose axis 1 it would normalize"
             if self.detached is not None and str(layer.target) in self.detached:
                 reason = f"not folded: '{layer.name}' has a normalization already"
             if reason:

@@ -152,17 +152,19 @@ def test_inputs_by_name_with_defaults_and_flags() -> None:
     model, mask = Masked().eval(), (torch.rand(4, 6) > 0.3).float()
     q = fxquant.compile(model, calibration=[{"x": TOKENS, "mask": mask, "doubled": True}])
     with torch.no_grad():
-        expected, given = model(TOKENS[:2], mask[:2], doubled=True), q(TOKENS[:2], mask=mask[:2])
+        expected, given = model(TOKENS[:2], mask[:2], doubled=True), q(TOKENS[:2], mask[:2], doubled=True)
         assert sqnr([expected["y"]], [given["y"]]) > 25
     with pytest.raises(CallError, match="Input 'mask' has size 5 on axis 1; forward\\(\\) was traced for 6"):
         q(TOKENS, mask[:, :5])
     with pytest.warns(FallbackWarning, match="in fp32 in such calls: Input 'doubled' is False; forward"):
-        assert torch.equal(q(TOKENS, mask, doubled=False)["y"], model(TOKENS, mask)["y"])
-    assert torch.equal(q(TOKENS, None)["y"], model(TOKENS, None)["y"]), "without a second warning"
+        assert torch.equal(q(TOKENS, mask)["y"], model(TOKENS, mask)["y"]), "as forward() has it by default"
+    assert torch.equal(q(TOKENS[:1], mask[:1])["y"], model(TOKENS[:1], mask[:1])["y"]), "without a second warning"
+    with pytest.warns(FallbackWarning, match="Input 'mask' is None"):
+        assert torch.equal(q(TOKENS, None, doubled=True)["y"], model(TOKENS, None, doubled=True)["y"])
     with torch.no_grad():
         model.out.weight.mul_(2)
     with pytest.raises(CallError, match="Input 'mask' is None; forward\\(\\) was traced for a tensor"):
-        q(TOKENS, None)  # the model is not what was compiled
+        q(TOKENS, None, doubled=True)  # the model is not what was compiled
     without = fxquant.compile(model, calibration=[TOKENS])
     check(without, model, TOKENS)
 

@@ -36,7 +36,7 @@ BINDINGS = {
         X86Binding(),
     ),
     "pad": X86Binding(refuse=_refuse_pad),
-    "interpolate": X86Binding(refuse=_refuse_interpolate),
+    "interpolate": X86Binding(refuse=_refuse_interpolate, copies=True),
     **dict.fromkeys(
         (*(f"{kind}_pool{d}d" for kind in ("avg", "adaptive_avg") for d in (1, 2, 3)), "mean"),
         X86Binding(kernels=no_kernels, reason=AVERAGES),

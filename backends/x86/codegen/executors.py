@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ....compiler.core.errors import ConfigError
 from ....compiler.core.progress import log
-from ....compiler.core.tensors import tensors_of
+from ....compiler.core.tensors import map_tensors, tensors_of
 from ....compiler.execution.graphs import ModelGraph
 from ....compiler.execution.inputs import Signature, bind_inputs
 from ....compiler.execution.timing import interleaved_medians
@@ -77,16 +77,18 @@ def trace(emitter: Emitter, inputs: Sequence[Any]) -> Run:
 
 
 def auto(emitter: Emitter, program: FrozenProgram) -> Run:
-    """The faster of the two. TorchScript only if it gives the same values, also at another batch size."""
+    """The faster of the two. TorchScript only if it gives the same values, also at other sizes of any axis."""
     straight = eager(emitter, program)
     try:
         scripted = traced(emitter, program)
         inputs = bind_inputs(program.module, *program.example)
-        if not _agree(straight, scripted, inputs):
-            return straight
         # A trace holds the sizes that Python computed. A model that takes no other batch size is not traced.
-        others = (_agree(straight, scripted, resized) for resized in _resized(inputs))
+        others = (_agree(straight, scripted, resized) for resized in _batches(inputs))
         if next((agrees for agrees in others if agrees is not None), None) is not True:
+            return straight
+        # Not on inputs that the program does not take: the kernels of torch may abort the process there.
+        larger = (resized for resized in _larger(inputs) if _takes(program, resized))
+        if any(_agree(straight, scripted, resized) is False for resized in (inputs, *larger)):
             return straight
     except Exception:  # TorchScript raises anything; and a future torch may have none
         return straight
@@ -107,17 +109,39 @@ def _agree(straight: Run, scripted: Run, inputs: Sequence[Any]) -> bool | None:
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _resized(inputs: Sequence[Any]) -> Iterator[list[Any]]:
+def _takes(program: FrozenProgram, inputs: Sequence[Any]) -> bool:
+    with torch.no_grad():
+        try:
+            program.module.forward(*inputs)
+        except Exception:
+            return False
+    return True
+
+
+def _batches(inputs: Sequence[Any]) -> Iterator[list[Any]]:
     """The inputs with other batch sizes: twice as many, one more, one less."""
-    tensors = [x for x in inputs if isinstance(x, torch.Tensor) and x.dim()]
+    tensors = [x for x in tensors_of(list(inputs)) if x.dim()]
 
     def mapped(function: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
-        return [function(x) if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+        return [map_tensors(value, lambda x: function(x) if x.dim() else x) for value in inputs]
 
     yield mapped(lambda x: torch.cat([x, x]))
     yield mapped(lambda x: torch.cat([x, x[:1]]))
     if all(len(x) > 1 for x in tensors):
         yield mapped(lambda x: x[1:])
+
+
+def _larger(inputs: Sequence[Any]) -> Iterator[list[Any]]:
+    """The inputs with one more along each axis but the first, and along the last two."""
+    most = max((x.dim() for x in tensors_of(list(inputs))), default=0)
+    for axes in (*((axis,) for axis in range(1, most)), *([(most - 2, most - 1)] if most > 2 else [])):
+
+        def grown(x: torch.Tensor, axes: tuple[int, ...] = axes) -> torch.Tensor:
+            for axis in axes:
+                x = torch.cat([x, x.narrow(axis, 0, 1)], axis) if axis < x.dim() and x.shape[axis] else x
+            return x
+
+        yield [map_tensors(value, grown) for value in inputs]
 
 
 EXECUTORS: dict[str, Callable[[Emitter, FrozenProgram], Run]] = {

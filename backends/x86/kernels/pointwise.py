@@ -32,11 +32,15 @@ def elementwise(op: Any, *params: str, extra: Callable[[Int8Call], tuple[Any, ..
 
 
 def binary(op: Any) -> Kernels:
-    """``op(a, b, scale, zero_point)`` with two tensors, or a tensor and a number."""
+    """``op(a, b, scale, zero_point)`` of two tensors in any order, or of a tensor and a number."""
 
     def candidates(call: Int8Call) -> list[Candidate]:
+        order = _large_first(call)
+        if order is None:
+            return []
+
         def plain(emitter: Emitter, inputs: Sequence[fx.Node]) -> fx.Node:
-            pair = list(inputs)
+            pair = [inputs[i] for i in order]
             if len(pair) == 1:
                 pair.append(emitter.constant(_number(call.node), "number"))
             result = emitter.call(op, *pair, call.result.scale, call.result.zero_point)
@@ -57,6 +61,14 @@ def binary(op: Any) -> Kernels:
         return found
 
     return candidates
+
+
+def _large_first(call: Int8Call) -> list[int] | None:
+    """The inputs, first the one that has the shape of the output, as the kernels need it; None if none has."""
+    shapes = [o.shape for o in call.inputs]
+    out = torch.broadcast_shapes(*shapes)
+    order = sorted(range(len(shapes)), key=lambda i: shapes[i] != out)
+    return order if shapes[order[0]] == out else None
 
 
 def _gate(call: Int8Call) -> int | None:
