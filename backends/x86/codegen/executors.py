@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from ....compiler.execution.graphs import ModelGraph
 from ....compiler.execution.inputs import Signature, bind_inputs
 from ....compiler.execution.timing import interleaved_medians
 from ....compiler.execution.user_code import runs_user_code
+from ....compiler.numerics.quantize import dequantize, dequantize_channels, quantize
+from ...base.op import Output
 from ...base.program import FrozenProgram
+from ...ops.table import OPS
 from ..runtime import script
 from ..runtime.engine import ONEDNN, under_engine
 from ..runtime.script import Run
@@ -87,7 +91,7 @@ def auto(emitter: Emitter, program: FrozenProgram) -> Run:
         if next((agrees for agrees in others if agrees is not None), None) is not True:
             return straight
         # Not on inputs that the program does not take: the kernels of torch may abort the process there.
-        larger = (resized for resized in _larger(inputs) if _takes(program, resized))
+        larger = filter(partial(_takes, program), _larger(inputs) if _computes_sizes(program) else ())
         if any(_agree(straight, scripted, resized) is False for resized in (inputs, *larger)):
             return straight
     except Exception:  # TorchScript raises anything; and a future torch may have none
@@ -107,6 +111,18 @@ def _agree(straight: Run, scripted: Run, inputs: Sequence[Any]) -> bool | None:
             return None
         ours, theirs = tensors_of(expected), tensors_of(scripted(*inputs))
         return len(ours) == len(theirs) and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _computes_sizes(program: FrozenProgram) -> bool:
+    """Whether Python may compute sizes when the graph runs: in a node, or in an op of which nothing is known."""
+    modules = dict(program.module.named_modules())
+    for node in program.module.graph.nodes:
+        row = OPS.of(node, modules)
+        if not node.op.startswith("call") or node.target in (quantize, dequantize, dequantize_channels):
+            continue
+        if row is None or row.output is Output.META or (node.op == "call_module" and node.kwargs):
+            return True
+    return False
 
 
 def _takes(program: FrozenProgram, inputs: Sequence[Any]) -> bool:
