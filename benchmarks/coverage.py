@@ -26,7 +26,8 @@ import fxquant
 from fxquant.compiler.execution.timing import interleaved_times
 from fxquant.compiler.numerics.metrics import sqnr
 
-from .coverage_models import MODELS, Call, settled
+from .coverage_branching import BRANCHING, TORCH
+from .coverage_models import HUGGING_FACE, Call, settled
 from .tables import add_markdown, show
 
 COLUMNS = (
@@ -41,6 +42,7 @@ COLUMNS = (
     "note",
 )
 ENOUGH = 20  # dB
+MODELS = HUGGING_FACE | BRANCHING | TORCH
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _share(q: fxquant.QuantizedModule) -> tuple[float, str]:
     layers = [row for row in q.report.rows if row.op.startswith(("linear", "conv")) and row.fp32_bytes]
     total = sum(row.fp32_bytes for row in layers)
     left = [row for row in layers if row.precision == "fp32"]
-    note = f"{left[0].node}: {left[0].reason}" if left else ""
+    islands = [f"{path or 'the model'} stays Python" for path in q.report.islands]
+    note = "; ".join([*islands[:2], *([f"{left[0].node}: {left[0].reason}"] if left else [])])
     return 1 - sum(row.fp32_bytes for row in left) / max(total, 1), note
 
 

@@ -20,7 +20,6 @@ BRANCHING: dict[str, Make] = {
         masked=True,
     ),
     "Longformer": encoder("LongformerModel", attention_window=16),
-    "BigBird": encoder("BigBirdModel", block_size=4, num_random_blocks=1),
     "XLNet": text("XLNetModel", TOKENS | {"d_model": 128, "n_layer": 2, "n_head": 4, "d_inner": 256}),
     "Funnel": text("FunnelModel", TOKENS | {"block_sizes": [1, 1], "d_model": 128, "n_head": 4, "d_head": 32}, True),
     "CANINE": encoder("CanineModel", num_hash_buckets=64),

@@ -79,7 +79,7 @@ SPEECH = {
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
 }  # fmt: skip
 
-MODELS: dict[str, Make] = {
+HUGGING_FACE: dict[str, Make] = {
     # encoders of text
     "BERT": encoder("BertModel"),
     "DistilBERT": text("DistilBertModel", TOKENS | {"dim": 128, "n_layers": 2, "n_heads": 4, "hidden_dim": 256}, True),

@@ -112,7 +112,7 @@ def _ranges(
     ]
     found = {}
     for symbol, values in program.range_constraints.items():
-        least = int(values.lower) if values.lower.is_finite else 0
+        least = int(values.lower) if values.lower.is_Integer else 0
         if least <= 2:
             least = 1 if any(symbol in symbols for symbols in ones) else 2
         found[symbol] = least, int(values.upper) if values.upper.is_Integer else ANY_SIZE

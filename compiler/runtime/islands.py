@@ -73,7 +73,7 @@ class IslandModel:
     def _leaves_for(self, path: str, batch: Batch) -> list[Leaf]:
         """``leaf_modules`` with which the rest of the model can be captured; none if it cannot."""
         leaves = list(self.options.leaf_modules)
-        while path:
+        while path and path not in leaves:  # a leaf at fault again changes what is around it
             leaves.append(path)
             try:
                 captured_on(capture_model(self.tree, replace(self.options, leaf_modules=leaves)), batch)

@@ -127,7 +127,7 @@ def simplify(
     runner.snapshot("capture", gm)
     runner.run(fold, gm)
     runner.run(eliminate, gm)
-    return replace(captured, folded_linears=tuple(fold.linears))
+    return replace(captured, folded_linears=tuple(fold.linears), left_linears=tuple(fold.left))
 
 
 def model_bytes(model: nn.Module) -> int:

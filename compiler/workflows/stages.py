@@ -69,6 +69,7 @@ class CapturedModel:
         runner: runs the passes over ``gm``, and holds what they said.
         fp32_bytes: bytes of the parameters and buffers of the float model.
         folded_linears: linear layers with a batch normalization folded into them.
+        left_linears: linear layers with one behind them that can be folded if their output is a matrix.
         interface: the calls that the graph holds for, and the structure of its results.
         original: a copy of the model for inference, while the graph was not compared with it.
     """
@@ -78,6 +79,7 @@ class CapturedModel:
     runner: PassRunner
     fp32_bytes: int
     folded_linears: tuple[fx.Node, ...] = ()
+    left_linears: tuple[fx.Node, ...] = ()
     interface: Interface = ANY_CALL
     original: nn.Module | None = None
 

@@ -66,7 +66,8 @@ def prepare(captured: CapturedModel, sample: Sample) -> PreparedModel:
                 f"The nn.BatchNorm1d after {where(node)} normalizes axis 1 of a {values[node].shape} tensor, which is "
                 "not the feature axis. Move it into a submodule, and list that in leaf_modules."
             )
-    runner.run(FoldBatchNorm(is_matrix=lambda node: node in values and len(values[node].shape) == 2), gm)
+    if captured.left_linears:
+        runner.run(FoldBatchNorm(is_matrix=lambda node: node in values and len(values[node].shape) == 2), gm)
     config = resolve_overrides(gm, options.config, options.part)
     layers = plan_overridden_layers(gm, config, options.backend)
     check_answered(options.config, config, layers)

@@ -30,6 +30,7 @@ class FoldBatchNorm:
 
     Attributes:
         linears: linear layers that were folded.
+        left: linear layers that were not, because ``is_matrix`` says so.
     """
 
     name = "fold_batchnorm"
@@ -40,6 +41,7 @@ class FoldBatchNorm:
         self.is_matrix = is_matrix
         self.detached, self.exact = detached, detached is None
         self.linears: list[fx.Node] = []
+        self.left: list[fx.Node] = []
 
     def __call__(self, gm: fx.GraphModule) -> PassResult:
         modules = dict(gm.named_modules())
@@ -60,6 +62,7 @@ class FoldBatchNorm:
                 reason = f"not folded: it normalizes another axis than the channels of '{layer.name}'"
             if layer_row.channels_last and not self.is_matrix(layer):
                 reason = f"not folded: '{layer.name}' gives no matrix, whose axis 1 it would normalize"
+                self.left.append(layer)
             if self.detached is not None and str(layer.target) in self.detached:
                 reason = f"not folded: '{layer.name}' has a normalization already"
             if reason:
