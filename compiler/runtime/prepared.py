@@ -10,14 +10,14 @@ from torch import fx, nn
 from ..core.entry_point import entry_point
 from ..core.errors import CaptureError, StateError
 from ..core.markers import Quantized
-from ..execution.batches import check_batch, run_batch
+from ..execution.batches import check_batch
 from ..execution.inputs import Signature
 from ..execution.sample import Batch, Sample
 from ..workflows.capture_model import capture_model, captured_on
 from ..workflows.mixed_precision import freeze_with_mixed_precision
 from ..workflows.options import Options
 from ..workflows.stages import CapturedModel, PreparedModel, UntracedModel
-from ..workflows.static import calibrated, lower, prepare
+from ..workflows.static import calibrated, lower, observe, prepare
 from .compiled import Compiled
 from .float_model import FloatModel
 from .islands import IslandModel
@@ -87,7 +87,7 @@ class Prepared(nn.Module, Quantized):
             result = self._stage.observe(batch, self._calls)
         else:
             assert isinstance(self._stage, PreparedModel)
-            result = self._stage.interface.rebuilt(run_batch(self.graph_module, batch, self._calls))
+            result = observe(self._stage, batch, self._calls)
         self._calls += 1
         return result
 

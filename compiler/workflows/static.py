@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -25,11 +26,12 @@ from ...passes.rewrites.equalize import Equalize
 from ...passes.rewrites.fold_batchnorm import FoldBatchNorm
 from ...passes.rewrites.relu6_as_relu import Relu6AsRelu
 from ...passes.rewrites.smooth import Smooth
-from ..core.errors import ModelError
+from ..core.errors import CalibrationError, ModelError
 from ..core.messages import where
 from ..core.progress import log, stage
 from ..execution.batches import run_batch, sampled
 from ..execution.graphs import copy_graph
+from ..execution.inputs import Signature
 from ..execution.layouts import OutputLayouts
 from ..execution.sample import Batch, Sample, copy_batch
 from ..execution.shapes import value_infos
@@ -106,8 +108,21 @@ def calibrate(prepared: PreparedModel, batches: Iterable[Batch], kept: list[Batc
     for number, batch in enumerate(batches):
         if kept is not None:
             kept.append(copy_batch(batch))
-        run_batch(prepared.gm, batch, number)
+        observe(prepared, batch, number)
     return calibrated(prepared)
+
+
+def observe(prepared: PreparedModel, batch: Batch, number: int) -> Any:
+    """Run a batch through the observers. Returns what forward() returns.
+
+    Raises:
+        CalibrationError: the graph does not hold for the batch, or forward() fails on it, or gives NaN or inf.
+    """
+    signature = Signature.of(prepared.gm)
+    violation = prepared.interface.violation(signature.names, signature.bind(*batch))
+    if violation:
+        raise CalibrationError(f"Calibration batch {number}: {violation} Calibrate with calls of one kind.")
+    return prepared.interface.rebuilt(run_batch(prepared.gm, batch, number))
 
 
 def calibrated(prepared: PreparedModel) -> CalibratedModel:

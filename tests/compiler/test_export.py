@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import CallError, FallbackWarning, StateError
+from fxquant import CalibrationError, CallError, FallbackWarning, StateError
 from fxquant.compiler.numerics.metrics import sqnr
 
 from .in_place_cases import REFUSED
@@ -167,6 +167,12 @@ def test_inputs_by_name_with_defaults_and_flags() -> None:
         q(TOKENS, None, doubled=True)  # the model is not what was compiled
     without = fxquant.compile(model, calibration=[TOKENS])
     check(without, model, TOKENS)
+
+
+def test_calibration_with_calls_of_two_kinds_is_refused() -> None:
+    batches = [{"x": TOKENS, "doubled": True}, {"x": TOKENS}]
+    with pytest.raises(CalibrationError, match="Calibration batch 1: Input 'doubled' is False; forward"):
+        fxquant.compile(Masked().eval(), calibration=batches)
 
 
 def test_lists_and_dicts_of_inputs() -> None:
