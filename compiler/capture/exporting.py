@@ -14,8 +14,6 @@ from ..core.interrupts import put_back_after
 
 Result = TypeVar("Result")
 
-_LOGGERS = ("torch.fx.experimental.symbolic_shapes", "torch.export", "torch._export")
-
 
 class _OtherThreads:
     """A stream that drops what this thread writes, and passes on what other threads write."""
@@ -41,6 +39,8 @@ def exporting(function: Callable[[], Result]) -> Result:
     What it writes to stderr, and what torch logs meanwhile in this thread, is dropped. torch's transformer layers do
     not look at the values of masks meanwhile.
     """
+    loggers = [v for k, v in logging.root.manager.loggerDict.items() if k.split(".")[0] == "torch"]
+    places = [v for v in loggers if isinstance(v, logging.Logger)]
     stream, thread, detect = sys.stderr, threading.get_ident(), transformer._detect_is_causal_mask
 
     def of_others(record: logging.LogRecord) -> bool:
@@ -49,14 +49,14 @@ def exporting(function: Callable[[], Result]) -> Result:
     def work() -> Result:
         sys.stderr = _OtherThreads(stream)
         transformer._detect_is_causal_mask = _is_causal
-        for name in _LOGGERS:
-            logging.getLogger(name).addFilter(of_others)
+        for place in places:
+            place.addFilter(of_others)
         return function()
 
     def put_back() -> None:
         sys.stderr = stream
         transformer._detect_is_causal_mask = detect
-        for name in _LOGGERS:
-            logging.getLogger(name).removeFilter(of_others)
+        for place in places:
+            place.removeFilter(of_others)
 
     return put_back_after(work, put_back)

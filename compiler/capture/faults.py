@@ -22,7 +22,7 @@ def faulty_module(model: nn.Module, batch: Batch) -> str:
         batch: arguments of its forward().
     """
     try:
-        _, calls = watch_calls(copy_for_inference(model), batch)
+        _, calls, _ = watch_calls(copy_for_inference(model), batch)
     except Exception:
         return ""
     for path, (call, *_) in calls.items():

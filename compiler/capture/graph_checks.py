@@ -13,7 +13,7 @@ from ..core.errors import CaptureError
 from ..execution.interface import ANY_CALL, Interface
 from ..execution.rng import draws, may_draw, restored_rng
 from ..execution.sample import Batch
-from ..execution.state import changed_names, state_of
+from ..execution.state import SavedState, changed_names, state_of
 
 RELATIVE = 1e-3  # of the largest value: folding and another order of sums change the last digits
 FLIPPED = 0.01  # of the integers: an arg-max may change where two values are nearly the same
@@ -46,34 +46,66 @@ def is_captured(gm: fx.GraphModule, model: nn.Module, batch: Batch) -> bool:
     return computes_the_same(gm, model, ANY_CALL, batch)
 
 
-def refuse_state(model: nn.Module, batch: Batch) -> None:
-    """Refuse a model that computes from what its forward() changes.
+def refuse_state(model: nn.Module, batch: Batch, shown: bool = False) -> None:
+    """Refuse a model that computes from what its forward() changes. Its state is as before at the end.
+
+    Args:
+        shown: also refuse one that sets attributes and does not read them: somebody else may.
 
     Raises:
-        CaptureError: two calls on ``batch`` give different results.
+        CaptureError: a call on ``batch`` gives another result after other calls.
     """
+    state = SavedState(model)
     try:
-        _run(model, batch, seeded=False)  # what is set in the first call alone is no state
-        changed = _changes(model, batch, seeded=False)
-        if changed:  # or its random numbers differ
-            changed = _changes(model, batch, seeded=True)
+        changed, differs = _changes(model, batch, seeded=False)
+        if differs:  # or its random numbers differ
+            state.restore()
+            changed, differs = _changes(model, batch, seeded=True)
     except Exception:
         return  # the capture, or the first batch, names the cause
-    if changed:
+    finally:
+        state.restore()
+    names = ", ".join(map(repr, changed[:3]))
+    if differs:
         raise CaptureError(
-            f"forward() changes {', '.join(map(repr, changed[:3]))} and computes from it.\n"
+            f"forward() changes {names} and computes from it.\n"
             "Make it an input and a result of forward(), or use scheme='dynamic'."
         )
+    if shown and changed:
+        raise CaptureError(f"forward() sets {names}, which Python code around it may read.")
 
 
-def _changes(model: nn.Module, batch: Batch, seeded: bool) -> list[str]:
-    """What a call changes, if the next call gives another result."""
-    before = state_of(model)
+def _changes(model: nn.Module, batch: Batch, seeded: bool) -> tuple[list[str], bool]:
+    """What calls after the first one change, and whether a result depends on the calls before it."""
+    begin = SavedState(model)
     first = _run(model, batch, seeded)
+    before = state_of(model)
+    again = [_run(model, batch, seeded)]
     changed = changed_names(before, state_of(model))
-    again = _run(model, batch, seeded) if changed else first
-    ours, theirs = map(pytree.tree_leaves, (first, again))
-    return [] if len(ours) == len(theirs) and all(map(_same, ours, theirs)) else changed
+    again += [_run(model, batch, seeded) for _ in range(4 if changed else 0)]  # what counts may act rarely
+    begin.restore()
+    before = state_of(model)
+    try:
+        _run(model, _other(batch), seeded)
+    except Exception:
+        begin.restore()  # the model does not take such values
+    set_once = changed_names(before, state_of(model))
+    if not changed and not set_once:
+        return [], False
+    return changed or set_once, not all(_alike(first, other) for other in (*again, _run(model, batch, seeded)))
+
+
+def _other(batch: Batch) -> Batch:
+    """``batch`` with other numbers."""
+    other: Batch = pytree.tree_map(
+        lambda v: v.flip(0) * 0.5 if isinstance(v, Tensor) and v.is_floating_point() and v.dim() else v, batch
+    )
+    return other
+
+
+def _alike(first: Any, second: Any) -> bool:
+    ours, theirs = pytree.tree_leaves(first), pytree.tree_leaves(second)
+    return len(ours) == len(theirs) and all(map(_same, ours, theirs))
 
 
 def _may_draw(gm: fx.GraphModule) -> bool:

@@ -17,6 +17,7 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S
 
 # Frames of these rooms are not the user's. (The demo is: its network is traced like any other.)
 _COMPILER = Path(__file__).parents[1]
+_TORCH = str(Path(fx.__file__).parents[1])
 _PACKAGE = tuple(str(_COMPILER.parent / room) for room in ("compiler/", "passes/", "backends/"))
 _OWN = tuple(str(_COMPILER / room) for room in ("capture/", "workflows/", "runtime/", "api.py"))
 
@@ -54,9 +55,9 @@ def user_line(stack_trace: str | None) -> str | None:
 
 
 def warn(warning: Warning) -> None:
-    """Issue a warning at the user's line: the first one around that is not in this package."""
+    """Issue a warning at the user's line: the first one around that is neither ours nor torch's."""
     frame, level = sys._getframe(1), 2
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith((*_PACKAGE, _TORCH)):
         frame, level = frame.f_back, level + 1  # type: ignore[assignment]
     warnings.warn(warning, stacklevel=level if frame is not None else 2)
 

@@ -17,23 +17,53 @@ class SavedState:
     """What forward() may change in ``model``: buffers, and attributes that are no parameters or modules."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = list(model.modules())
-        kept = {id(value): value for value in (*self._modules, *model.parameters())}
-        self._attributes = copy.deepcopy([_attributes(m) for m in self._modules], kept)
+        self._modules, self._parameters = list(model.modules()), list(model.parameters())
+        self._values = copy.deepcopy([_values(m) for m in self._modules], self._shared)
+        self._marks = [_marks(m) for m in self._modules]
+
+    @property
+    def _shared(self) -> dict[int, Any]:
+        """What copies share with the model, for the memo of deepcopy()."""
+        return {id(value): value for value in (*self._modules, *self._parameters)}
+
+    def changes(self, module: nn.Module) -> list[str]:
+        """The attributes of ``module``, a part of the model, that are not as they were."""
+        names = []
+        saved = dict(zip(self._modules, self._marks, strict=True))
+        for path, part in module.named_modules():
+            was, now = saved[part], _marks(part)
+            names += [f"{path}.{n}".lstrip(".") for n in {**was, **now} if was.get(n) != now.get(n)]
+        return names
 
     def restore(self) -> None:
-        """Give the model the state back. It can be given back once."""
-        for module, (attributes, buffers) in zip(self._modules, self._attributes, strict=True):
-            for name in _attributes(module)[0]:
-                del module.__dict__[name]
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+        """Give the model the state back. What did not change stays the same object."""
+        values = copy.deepcopy(self._values, self._shared)
+        for module, saved, marks in zip(self._modules, values, self._marks, strict=True):
+            now = _marks(module)
+            for name in now:
+                if now[name] != marks.get(name):
+                    delattr(module, name)
+            for name, value in saved.items():
+                if now.get(name) != marks[name]:
+                    place = module._buffers if isinstance(value, _Buffer) else module.__dict__
+                    place[name] = value.tensor if isinstance(value, _Buffer) else value
+            marks.update(_marks(module))
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+class _Buffer:
+    def __init__(self, tensor: Tensor | None) -> None:
+        self.tensor = tensor
+
+
+def _values(module: nn.Module) -> dict[str, Any]:
     own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    return own, dict(module._buffers)
+    return own | {name: _Buffer(value) for name, value in module._buffers.items()}
+
+
+def _marks(module: nn.Module) -> dict[str, Any]:
+    """Marks that change with what :func:`_values` gives."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    return {name: _mark(value) for name, value in (own | module._buffers).items()}
 
 
 class _Same:
@@ -59,7 +89,7 @@ def changed_names(before: State, after: State) -> list[str]:
     """The attributes that were set, removed or written to in between."""
     was, now = dict(before), dict(after)
     names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    return [name for name in names if name.rpartition(".")[2] not in ("_buffers", "_parameters", "_modules")]
+    return [name for name in names if name.rpartition(".")[2] not in _OF_TORCH]
 
 
 def _mark(value: Any) -> Any:

@@ -7,14 +7,14 @@ model of its own. If the rest of the model can be captured with its islands as l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ...backends.ops.units import FUSED
-from ..capture.calls import watch_calls
+from ..capture.calls import Calls, watch_calls
 from ..capture.capture import Leaf
 from ..core.errors import CaptureError, ModelError
 from ..core.overrides import Part, Subject, module_subject, resolve
@@ -27,7 +27,7 @@ from ..report.island_report import island_report
 from ..report.report import Report
 from ..workflows.capture_model import capture_model, captured_on
 from ..workflows.mixed_precision import freeze_with_mixed_precision
-from ..workflows.options import CALIBRATION_BATCHES, Options
+from ..workflows.options import Options
 from ..workflows.stages import CapturedModel, UntracedModel
 from ..workflows.static import calibrate, lower, prepare
 from .compiled import Compiled
@@ -95,16 +95,41 @@ class IslandModel:
     def observe(self, batch: Batch, number: int) -> Any:
         """Run in fp32 on ``batch``; regions observe what they are called with."""
         if self._leaves:
-            if len(self._batches) < CALIBRATION_BATCHES:
-                self._batches.append(copy_batch(batch))
+            self._batches.append(copy_batch(batch))
             return run_batch(self.tree, batch, number)
-        result, calls = watch_calls(self.tree, batch, number)
-        for path, given in calls.items():
-            if self._may_be_region(path):
-                region = self._add_region(path)
-                for args, kwargs in given:
-                    region(*args, **kwargs)
-        return result
+        before = SavedState(self.tree)
+        while True:
+            result, calls, writing = watch_calls(self.tree, batch, number, self.islands)
+            self._observe_new(calls)
+            found = {path: self._why_python(path, writing) for path in self.regions}
+            found = {path: reason for path, reason in found.items() if reason}
+            if not found:
+                return result
+            # They are part of the code around them. Their own calls are seen in a second run of the batch.
+            for path in found:
+                self.regions.pop(path).removed()
+            self.islands |= found
+            before.restore()
+
+    def _why_python(self, path: str, writing: Collection[str]) -> str:
+        """Why the module of a region has to stay Python; "" if it does not."""
+        if path in writing:
+            return "it changes its input"
+        changed = self._state.changes(self.tree.get_submodule(path))
+        if changed:
+            return f"{', '.join(map(repr, changed[:3]))} of it are changed, and may be read, by Python code around it"
+        return self.regions[path].island
+
+    def _observe_new(self, calls: Calls) -> None:
+        """Make regions of modules that are called for the first time, and give them these calls."""
+        new = {path: given for path, given in calls.items() if self._may_be_region(path)}
+        now = SavedState(self.tree)
+        self._state.restore()  # a region begins as it was when the model was compiled
+        regions = {path: self._add_region(path) for path in new}
+        now.restore()
+        for path, region in regions.items():
+            for args, kwargs in new[path]:
+                region(*args, **kwargs)
 
     def _may_be_region(self, path: str) -> bool:
         module = self.tree.get_submodule(path)
@@ -125,7 +150,7 @@ class IslandModel:
         parts = {path: region.compiled.report for path, region in self.regions.items() if region.compiled}
         floats = {path: region.reason for path, region in self.regions.items() if not region.compiled}
         if around is None and not parts:
-            listed = "".join(f"\n  {path}: {reason}" for path, reason in (self.islands | floats).items())
+            listed = "".join(f"\n  {path or 'the model'}: {reason}" for path, reason in (self.islands | floats).items())
             raise ModelError(f"The model has nothing to quantize.{listed}")
         log.info("islands: %s; %d regions compiled", ", ".join(self.islands), len(parts))
         report = island_report(self.tree, around.report if around is not None else None, self.islands, parts, floats)

@@ -100,8 +100,16 @@ class Prepared(nn.Module, Quantized):
         """Whether the graph holds for a call with ``args`` and ``kwargs``, as far as it is known."""
         if not isinstance(self._stage, PreparedModel):
             return True
-        names = self.signature.names
-        return self._stage.interface.violation(names, self.signature.bind(args, kwargs)) is None
+        signature = self.signature
+        try:
+            return self._stage.interface.violation(signature.names, signature.bind(args, kwargs)) is None
+        except TypeError:
+            return False
+
+    @property
+    def island(self) -> str:
+        """Why the model itself has to stay Python; "" if it does not, or if that is not known yet."""
+        return self._stage.islands.get("", "") if isinstance(self._stage, IslandModel) else ""
 
     def convert(self) -> Compiled:
         """Lower to int8. The module is used up.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import nn
 
 from ..core.errors import CallError, FxquantError
+from ..core.tensors import tensors_of
 from .compiled import Compiled
 from .float_model import FloatModel
 
@@ -21,6 +23,10 @@ class Observing(Protocol):
     @property
     def observed(self) -> bool:
         """Whether it has seen data."""
+
+    @property
+    def island(self) -> str:
+        """Why all of the module has to stay Python; "" if it does not."""
 
     def takes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the graph holds for such a call."""
@@ -44,10 +50,21 @@ class Region:
         self.compiled: Compiled | None = None
         self.reason = "it was not called in calibration"
         self._float = FloatModel(self._run_float, f"'{path}'")
-        self._observing: Observing | None = observe(module)
+        self._observing: Observing | None = _without_hooks(module, observe)
         vars(module)["forward"] = self
 
+    @property
+    def island(self) -> str:
+        """Why the module has to stay Python; "" if it does not."""
+        return self._observing.island if self._observing is not None else ""
+
+    def removed(self) -> None:
+        """Let the module run its own forward() again."""
+        del vars(self.module)["forward"]
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(not t.numel() for t in tensors_of([args, kwargs])):
+            return self._run_float(*args, **kwargs)  # nothing to compute, and nothing to observe
         if self.compiled is not None:
             try:
                 return self.compiled.run(*args, **kwargs)
@@ -83,6 +100,16 @@ class Region:
         if self.compiled is not None:
             copied.compiled = self.compiled.copied(memo)
         return copied
+
+
+def _without_hooks(module: nn.Module, observe: Callable[[nn.Module], Observing]) -> Observing:
+    """``observe(module)`` for its forward() alone: its hooks run around whatever stands in for that."""
+    hooks = module._forward_pre_hooks, module._forward_hooks
+    module._forward_pre_hooks, module._forward_hooks = OrderedDict(), OrderedDict()
+    try:
+        return observe(module)
+    finally:
+        module._forward_pre_hooks, module._forward_hooks = hooks
 
 
 def _reason(error: FxquantError) -> str:

@@ -70,7 +70,7 @@ def captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> CapturedM
         return model
     state = SavedState(model.float_copy)
     try:
-        refuse_state(model.float_copy, batch)
+        refuse_state(model.float_copy, batch, shown=not model.options.part.whole)
         return _captured_on(model, batch)
     except CaptureError:
         state.restore()
