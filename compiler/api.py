@@ -11,7 +11,7 @@ from torch import nn
 from ..backends.base.backend import Target
 from ..backends.registry import DEFAULT, BackendName, Executor
 from .capture.capture import Leaf
-from .capture.model_checks import check_model
+from .capture.model_checks import checked_model
 from .core.config import QuantConfig
 from .core.entry_point import entry_point
 from .core.errors import ConfigError, StateError
@@ -58,7 +58,7 @@ def compile(
     """Compile a float model to int8, or to fp16 weights. The model itself is not changed.
 
     Args:
-        model: a trained ``nn.Module`` on the CPU, in fp32.
+        model: a trained ``nn.Module`` on the CPU, in fp32, or a ``torch.export.ExportedProgram``.
         scheme: ``"static"``: int8 weights and activations, ranges from calibration. ``"dynamic"``: int8 or fp16
             weights; layers quantize their inputs at run time and return fp32; needs no data, and takes any forward().
             ``"qat"``: as static, but trained with simulated rounding first.
@@ -106,7 +106,7 @@ def compile(
         )
     with verbosity(verbose):
         if scheme == "dynamic" or evaluate is not None:
-            check_model(model)
+            model = checked_model(model)
             options = Options.of(
                 config, backend, target, executor, leaf_modules=leaf_modules, snapshots=snapshots, debug=debug
             )
@@ -163,7 +163,7 @@ def prepare(
         raise ConfigError("scheme 'dynamic' has nothing to observe: call fxquant.compile(model, scheme='dynamic').")
     check_choice("scheme", scheme, get_args(Scheme))
     check_positive("calibration_batches", calibration_batches)
-    check_model(model)
+    model = checked_model(model)
     options = Options.of(config, backend, target, executor, leaf_modules=leaf_modules, snapshots=snapshots, debug=debug)
     with verbosity(verbose):
         if scheme == "qat":

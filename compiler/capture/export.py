@@ -43,7 +43,7 @@ def export(model: nn.Module, batch: Batch) -> tuple[fx.GraphModule, Interface]:
     inputs = _by_name(model, batch)
     program = _exported(model, _doubled(inputs))
     _refuse_changes(program)
-    converter = _Converter(program, model, inputs)
+    converter = Converter(program, model, inputs)
     gm = converter.converted()
     interface = Interface(tuple(converter.leaves), {}, program.call_spec.out_spec)
     if not computes_the_same(gm, model, interface, ((), inputs)):
@@ -119,7 +119,7 @@ def _ranges(
     return found
 
 
-class _Converter:
+class Converter:
     """Makes a graph over the model's own parameters from an exported program."""
 
     def __init__(self, program: Any, model: nn.Module, inputs: Mapping[str, Any]) -> None:

@@ -57,10 +57,10 @@ def refuse_state(model: nn.Module, batch: Batch, shown: bool = False) -> None:
     """
     state = SavedState(model)
     try:
-        changed, differs = _changes(model, batch, seeded=False)
+        changed, differs = _changes(model, batch, state, seeded=False)
         if differs:  # or its random numbers differ
             state.restore()
-            changed, differs = _changes(model, batch, seeded=True)
+            changed, differs = _changes(model, batch, state, seeded=True)
     except Exception:
         return  # the capture, or the first batch, names the cause
     finally:
@@ -75,20 +75,25 @@ def refuse_state(model: nn.Module, batch: Batch, shown: bool = False) -> None:
         raise CaptureError(f"forward() sets {names}, which Python code around it may read.")
 
 
-def _changes(model: nn.Module, batch: Batch, seeded: bool) -> tuple[list[str], bool]:
-    """What calls after the first one change, and whether a result depends on the calls before it."""
-    begin = SavedState(model)
+def _changes(model: nn.Module, batch: Batch, state: SavedState, seeded: bool) -> tuple[list[str], bool]:
+    """What calls after the first one change, and whether a result depends on the calls before it.
+
+    ``state`` is that of ``model`` now.
+    """
+    before = state_of(model)
     first = _run(model, batch, seeded)
+    if not changed_names(before, state_of(model)):
+        return [], False
     before = state_of(model)
     again = [_run(model, batch, seeded)]
     changed = changed_names(before, state_of(model))
     again += [_run(model, batch, seeded) for _ in range(4 if changed else 0)]  # what counts may act rarely
-    begin.restore()
+    state.restore()
     before = state_of(model)
     try:
         _run(model, _other(batch), seeded)
     except Exception:
-        begin.restore()  # the model does not take such values
+        state.restore()  # the model does not take such values
     set_once = changed_names(before, state_of(model))
     if not changed and not set_once:
         return [], False

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..core.errors import ModelError
 from ..core.markers import InTraining, Quantized
+from .exported_program import opened
 
 # By where their classes come from: torch.ao is never imported.
 TORCH_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
-def check_model(model: object) -> None:
-    """Refuse a model that cannot be quantized.
+def checked_model(model: object) -> nn.Module:
+    """``model``, or the module of an exported program, if it can be quantized.
 
     Raises:
         ModelError: not an ``nn.Module``, or TorchScript; already quantized; not on the CPU; not fp32; NaN or inf.
     """
+    if isinstance(model, torch.export.ExportedProgram):
+        model = opened(model)
+    if isinstance(model, fx.GraphModule) and "_guards_fn" in model._modules:
+        raise ModelError("The module of an ExportedProgram cannot be changed. Compile the ExportedProgram itself.")
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected an nn.Module, got {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -33,6 +38,7 @@ def check_model(model: object) -> None:
             name = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             raise ModelError(f"The model is already quantized: {name}. Compile the float model.")
     check_tensors(model)
+    return model
 
 
 def _is_quantized_by_torch(module: nn.Module) -> bool:

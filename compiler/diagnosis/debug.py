@@ -13,7 +13,7 @@ from ...backends.base.op import Output
 from ...backends.ops.table import OPS
 from ...passes.dynamic.layer_maker import row_of
 from ...passes.quantization.frozen_layers import frozen_layers
-from ..capture.model_checks import check_model
+from ..capture.model_checks import checked_model
 from ..core.config import QuantConfig
 from ..core.entry_point import entry_point
 from ..core.messages import check_positive
@@ -58,7 +58,7 @@ def inspect(
     Raises:
         ConfigError, ModelError, CaptureError, CalibrationError: as of ``compile``.
     """
-    check_model(model)
+    model = checked_model(model)
     check_positive("batches", batches)
     recorder = _Recorder()
     options = Options.of(config, target=target, probe=recorder)

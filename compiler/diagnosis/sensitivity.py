@@ -15,7 +15,7 @@ from ...backends.base.op import Output
 from ...backends.ops.units import Unit
 from ...passes.analysis.op_exchange import OpExchange
 from ..capture.capture import Leaf
-from ..capture.model_checks import check_model
+from ..capture.model_checks import checked_model
 from ..core.config import QuantConfig
 from ..core.entry_point import entry_point
 from ..core.errors import ConfigError
@@ -105,7 +105,7 @@ def sensitivity(
     if not callable(metric) and not (isinstance(metric, str) and metric in METRICS):
         raise ConfigError(f"metric is {metric!r}, neither a function nor a name. {nearest(str(metric), METRICS)}")
     check_positive("batches", batches)
-    check_model(model)
+    model = checked_model(model)
     options = Options.of(config, target=target, leaf_modules=leaf_modules)
     given: list[Batch] = []
     with verbosity(verbose):

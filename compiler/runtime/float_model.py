@@ -12,6 +12,7 @@ from torch import nn
 from ..capture.copies import view_for_inference
 from ..core.errors import FallbackWarning
 from ..core.messages import warn
+from .call_errors import is_of_a_kernel
 
 
 class FloatModel:
@@ -30,7 +31,9 @@ class FloatModel:
         try:
             with torch.no_grad():
                 result = self._run(*args, **kwargs)
-        except Exception:
+        except Exception as failure:
+            if not is_of_a_kernel(failure):
+                raise
             raise error from None
         reason = re.sub(r"\d+", "", str(error))  # other sizes are no other reason
         if reason not in self._warned:
@@ -40,7 +43,7 @@ class FloatModel:
 
 
 class ViewedModel:
-    """The user's model as it was compiled: it has the same memory for its parameters, and is not used once they change.
+    """A view of the user's model, on the memory of its parameters. It refuses to run once they have changed.
 
     Args:
         model: the user's model.

@@ -17,7 +17,7 @@ from torch import nn
 from ...backends.base.backend import Target
 from ..capture.capture import Leaf
 from ..capture.copies import copy_model
-from ..capture.model_checks import check_model
+from ..capture.model_checks import checked_model
 from ..core.config import QuantConfig
 from ..core.entry_point import entry_point
 from ..core.errors import BudgetWarning, ConfigError, SearchError
@@ -85,7 +85,7 @@ def search(
     Warns:
         BudgetWarning: no int8 mix is within the budget, or none that is within it is faster than the float model.
     """
-    check_model(model)
+    model = checked_model(model)
     options = Options.of(config, target=target, leaf_modules=leaf_modules)
     with verbosity(verbose):
         return find_mix(

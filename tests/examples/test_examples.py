@@ -50,6 +50,7 @@ def test_command_line_reports_errors_of_ours(
     assert "scikit-learn" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_wins_back_what_three_bits_lose(capsys: pytest.CaptureFixture[str]) -> None:
     found = load("qat").main(epochs=4, fine_tuning=3)
     for row in found.values():

@@ -51,6 +51,7 @@ def answers(model: nn.Module, data: Sequence[Any]) -> tuple[Tensor, list[tuple[s
     return q(*data[0]), [(row.node, row.precision, row.kernel) for row in q.report.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ("mobilenet_v3_large",))
 def test_times_do_not_change_the_answer(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Random times stand for a machine that is busy in any way."""
