@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
 _OF_TORCH = frozenset(vars(nn.Module())) | {"forward"}
 
-State = list[tuple[str, Any]]  # paths of attributes, with marks that change with them
+State = dict[str, Any]  # marks that change with the attributes, by path
 
 
 class SavedState:
@@ -28,12 +29,9 @@ class SavedState:
 
     def changes(self, module: nn.Module) -> list[str]:
         """The attributes of ``module``, a part of the model, that are not as they were."""
-        names = []
         saved = dict(zip(self._modules, self._marks, strict=True))
-        for path, part in module.named_modules():
-            was, now = saved[part], _marks(part)
-            names += [f"{path}.{n}".lstrip(".") for n in {**was, **now} if was.get(n) != now.get(n)]
-        return names
+        parts = list(module.named_modules())
+        return changed_names(_by_path((p, saved[m]) for p, m in parts), _by_path((p, _marks(m)) for p, m in parts))
 
     def restore(self) -> None:
         """Give the model the state back. What did not change stays the same object."""
@@ -56,14 +54,20 @@ class _Buffer:
 
 
 def _values(module: nn.Module) -> dict[str, Any]:
-    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    return own | {name: _Buffer(value) for name, value in module._buffers.items()}
+    return _own(module) | {name: _Buffer(value) for name, value in module._buffers.items()}
 
 
 def _marks(module: nn.Module) -> dict[str, Any]:
     """Marks that change with what :func:`_values` gives."""
-    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
-    return {name: _mark(value) for name, value in (own | module._buffers).items()}
+    return {name: _mark(value) for name, value in (_own(module) | module._buffers).items()}
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+
+
+def _by_path(marks: Iterable[tuple[str, dict[str, Any]]]) -> State:
+    return {f"{path}.{name}" if path else name: mark for path, named in marks for name, mark in named.items()}
 
 
 class _Same:
@@ -78,17 +82,13 @@ class _Same:
 
 def state_of(model: nn.Module) -> State:
     """What forward() may change: the attributes of all modules, and versions of tensors."""
-    found: State = []
-    for path, module in model.named_modules():
-        for name, value in (*vars(module).items(), *module._buffers.items(), *module._parameters.items()):
-            found.append((f"{path}.{name}" if path else name, _mark(value)))
-    return found
+    named = ((path, vars(m) | m._buffers | m._parameters) for path, m in model.named_modules())
+    return _by_path((path, {name: _mark(value) for name, value in values.items()}) for path, values in named)
 
 
 def changed_names(before: State, after: State) -> list[str]:
     """The attributes that were set, removed or written to in between."""
-    was, now = dict(before), dict(after)
-    names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return [name for name in names if name.rpartition(".")[2] not in _OF_TORCH]
 
 

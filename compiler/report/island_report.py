@@ -33,17 +33,17 @@ def island_report(
     if around is None:
         for path, part in parts.items():
             rows += _within(path, part)
-        rows += [_plain(path, tree.get_submodule(path), reason) for path, reason in floats.items()]
+        for path, reason in floats.items():
+            module = tree.get_submodule(path)
+            rows.append(_plain(path, module, reason, total_bytes(module.parameters())))
         known = tuple(f"{path}." for path in (*parts, *floats))
         rest = ((p, m) for p, m in tree.named_modules() if m._parameters and not f"{p}.".startswith(known))
-        rows += [_plain(path, module, NOT_CALLED) for path, module in rest]
+        rows += [_plain(p, m, NOT_CALLED, total_bytes(m.parameters(recurse=False))) for p, m in rest]
     for row in around.rows if around is not None else ():
-        part_of_row = parts.get(row.node)
-        rows += (
-            [replace(row, reason=floats.get(row.node, row.reason))]
-            if part_of_row is None
-            else _within(row.node, part_of_row)
-        )
+        if row.node in parts:
+            rows += _within(row.node, parts[row.node])
+        else:
+            rows.append(replace(row, reason=floats.get(row.node, row.reason)))
     fp32 = total_bytes((*tree.parameters(), *tree.buffers()))
     kept = fp32 if around is None else around.compiled_bytes
     below = {_joined(path, p): reason for path, part in parts.items() for p, reason in part.islands.items()}
@@ -51,8 +51,7 @@ def island_report(
     return Report(tuple(rows), fp32, kept + sum(p.compiled_bytes for p in parts.values()), remark, {**below, **islands})
 
 
-def _plain(path: str, module: nn.Module, reason: str) -> Row:
-    size = total_bytes(module.parameters(recurse=reason is not NOT_CALLED))
+def _plain(path: str, module: nn.Module, reason: str, size: int) -> Row:
     return Row(path, type(module).__name__, "fp32", "", None, reason, None, size, size)
 
 

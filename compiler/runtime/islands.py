@@ -15,7 +15,7 @@ from torch import nn
 
 from ...backends.ops.units import FUSED
 from ..capture.calls import Calls, watch_calls
-from ..capture.capture import Leaf
+from ..capture.capture import Leaf, leaves
 from ..core.errors import CaptureError, ModelError
 from ..core.overrides import Part, Subject, module_subject, resolve
 from ..core.progress import log
@@ -84,10 +84,10 @@ class IslandModel:
         return []
 
     def _add_region(self, path: str) -> Region:
-        around = [self.tree.get_submodule(path[:i]) for i, c in enumerate(path) if c == "."]
-        part = Part(self.options.part.within(path), (*self.options.part.classes, type(self.tree), *map(type, around)))
+        *around, _ = module_subject(path, dict(self.tree.named_modules()), "").classes
+        part = Part(self.options.part.within(path), (*self.options.part.classes, type(self.tree), *around))
         module = self.tree.get_submodule(path)
-        inner = [_below(path, module, leaf) for leaf in self.options.leaf_modules]
+        inner = [_leaf_below(path, module, leaf) for leaf in self.options.leaf_modules]
         options = replace(self.options, part=part, leaf_modules=[leaf for leaf in inner if leaf is not None])
         self.regions[path] = Region(part.path, module, lambda module: self._observe_region(module, options))
         return self.regions[path]
@@ -133,8 +133,10 @@ class IslandModel:
 
     def _may_be_region(self, path: str) -> bool:
         module = self.tree.get_submodule(path)
-        kept_whole = any(_names(leaf, path, module) for leaf in self.options.leaf_modules)
-        return "forward" not in vars(module) and not kept_whole and next(module.parameters(), None) is not None
+        if "forward" in vars(module) or next(module.parameters(), None) is None:
+            return False
+        paths, classes = leaves(self.tree, self.options.leaf_modules)
+        return path not in paths and not isinstance(module, classes)
 
     def compiled(self, fallback: FloatModel | None) -> Compiled:
         """Compile the regions, and the graph around them; ``fallback`` runs calls that the graph does not take.
@@ -183,11 +185,7 @@ def _line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _names(leaf: Leaf, path: str, module: nn.Module) -> bool:
-    return leaf == path if isinstance(leaf, str) else isinstance(module, leaf)
-
-
-def _below(path: str, module: nn.Module, leaf: Leaf) -> Leaf | None:
+def _leaf_below(path: str, module: nn.Module, leaf: Leaf) -> Leaf | None:
     """The entry of ``leaf_modules`` as it is within the module at ``path``; None if it names nothing there."""
     if isinstance(leaf, str):
         return leaf.removeprefix(f"{path}.") if leaf.startswith(f"{path}.") else None

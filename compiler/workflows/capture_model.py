@@ -87,7 +87,7 @@ def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> Captured
         model = UntracedModel(model.original, model.options, model.fp32_bytes, reason, None)
     run_batch(model.model, batch)  # what fails in fp32, too, is no fault of the capture
     try:
-        return _exported(model, batch)
+        return _exported(model.model, model, batch)
     except CaptureError as error:
         path = faulty_module(model.model, batch) if model.path is None else model.path
         raise CaptureError(f"{model.error}\n{error}", path) from error
@@ -98,15 +98,15 @@ def _opened(model: CapturedModel, original: nn.Module, batch: Batch) -> Captured
     targets = {n.target for n in model.gm.graph.nodes if n.op == "call_module"}
     if any(isinstance(model.gm.get_submodule(str(t)), _ATTENTIONS) for t in targets):
         with contextlib.suppress(CaptureError):
-            return _exported(UntracedModel(original, model.options, model.fp32_bytes, "", None), batch)
+            return _exported(original, model, batch)
     return replace(model, original=None)
 
 
-def _exported(model: UntracedModel, batch: Batch) -> CapturedModel:
+def _exported(module: nn.Module, model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:
     if model.options.leaf_modules:
         raise CaptureError("torch.export is not tried, as it knows no leaf_modules.")
     with stage("capture"):
-        gm, interface = export(model.model, batch)
+        gm, interface = export(module, batch)
         return _simplified(gm, model.options, model.fp32_bytes, interface)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -109,14 +111,16 @@ class Lowering:
         unit = self.view.unit_of.get(node)
         if unit is None or unit.row.output is not Output.SHARED or not all(n in self.int8 for n in unit.inputs):
             return False
-        copied = unit.inputs if binding(unit).copies else ()
-        read = lambda n: self._copied(n) if n in copied else self._as_any(n)  # noqa: E731
-        self.int8[node] = self.emitter.graph.node_copy(node, read)
+        self.int8[node] = self.emitter.graph.node_copy(node, partial(self._read_by, unit))
         self.choices[node] = KernelChoice("on integers")
         return True
 
-    def _copied(self, node: fx.Node) -> fx.Node:
-        return self.emitter.graph.call_method("clone", (self._as_any(node),), {"memory_format": torch.channels_last})
+    def _read_by(self, unit: Unit, node: fx.Node) -> fx.Node:
+        """``node`` as an op on integers reads it."""
+        value = self._as_any(node)
+        if node not in unit.inputs or not binding(unit).copies:
+            return value
+        return self.emitter.graph.call_method("clone", (value,), {"memory_format": torch.channels_last})
 
     def _emit_float(self, node: fx.Node) -> None:
         """Emit a node as it is. Nodes that int8 kernels replace have no reader, and are dropped at the end."""
