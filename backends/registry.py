@@ -13,7 +13,7 @@ from ..compiler.core.errors import ConfigError
 from ..compiler.core.messages import check_choice
 from .base.backend import Backend, Target
 
-BackendName = Literal["x86", "reference"]
+BackendName = Literal["llvm", "x86", "reference"]
 Executor = Literal["auto", "eager", "torchscript"]
 
 DEFAULT: BackendName = "x86"

@@ -1,0 +1,71 @@
+"""The llvm backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ...compiler.core.progress import log, stage
+from ..base.backend import Latencies, Lowered, Target
+from ..base.binding import Binding
+from ..base.dynamic_layer import DynamicLayer
+from ..base.program import FrozenProgram, copy_program
+from .bindings.table import BINDINGS
+from .codegen.isa import Isa
+from .codegen.isas import available
+from .lowering.drop_pairs import drop_pairs
+from .lowering.programs import PlannedProgram
+
+
+class LLVMBackend:
+    """Native code for the whole model, generated for its very shapes.
+
+    The result is the same on every CPU and for any number of threads: sums of products are exact, and fp32 is computed in
+    one order.
+
+    Args:
+        target: makes no difference: products do not saturate on any CPU.
+        isa: the instruction set; None is the best of this CPU.
+    """
+
+    name = "llvm"
+    bindings: Mapping[str, Binding] = BINDINGS
+    affine_weight_limit: int | None = None
+    measures_latency = False
+
+    def __init__(self, target: Target | None = None, isa: Isa | None = None) -> None:
+        self.isa = isa or available()[0]
+        self.target = target or Target(vnni=True)
+
+    @property
+    def machine(self) -> str:
+        """The CPU and the instruction set."""
+        return f"{self.isa.cpu.name} {self.isa.name}"
+
+    def weight_scale_floor(
+        self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+    ) -> Tensor | None:
+        """None: products do not saturate."""
+        return None
+
+    def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
+        """The graph itself."""
+        return [gm.forward]
+
+    def latencies(self, program: FrozenProgram) -> Latencies | None:
+        """None: it measures none yet."""
+        return None
+
+    def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
+        """Fuse elementwise ops, plan for the example, and generate its kernels."""
+        copied = copy_program(program, layers)
+        executed = copied.program
+        if not program.keep_roundings:
+            log.info("llvm: %d ops read unrounded values", drop_pairs(executed))
+        with stage("generate code"):
+            planned = PlannedProgram(executed, self.isa)
+        return Lowered(
+            planned, executed, copied.of, planned.choices, planned.weight_bytes, planned.kernel_errors
+        )

@@ -1,0 +1,1 @@
+"""What this backend can do with each op."""

@@ -1,0 +1,165 @@
+"""Writing LLVM IR: a function, loops, and vectors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F32 = ir.FloatType()
+PTR = ir.PointerType()
+
+Value = Any  # an ir.Value
+
+
+def vector(element: Any, lanes: int) -> Any:
+    """The type of a vector."""
+    return ir.VectorType(element, lanes)
+
+
+def i64(value: int) -> Any:
+    return ir.Constant(I64, value)
+
+
+def splat(value: float, element: Any, lanes: int) -> Any:
+    """A constant vector with one value in every lane."""
+    return ir.Constant(vector(element, lanes), [value] * lanes)
+
+
+class Code:
+    """A kernel under construction: ``void name(ptr args, i64 low, i64 high)``.
+
+    ``args`` points to an array of pointers; ``low`` and ``high`` are the first item of work and the one after the last.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.module = ir.Module(name)
+        self.function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), (PTR, I64, I64)), name)
+        self.function.attributes.add("nounwind")
+        self.b = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self._entry = self.b.block
+        args, self.low, self.high = self.function.args
+        self._args = args
+
+    def pointer(self, index: int) -> Value:
+        """The argument ``index``. Every kernel reads its arguments at its start."""
+        return self.b.load(self.b.gep(self._args, [i64(8 * index)], source_etype=I8), typ=PTR)
+
+    def finish(self) -> str:
+        """The IR as text."""
+        self.b.ret_void()
+        return str(self.module)
+
+    def intrinsic(self, name: str, result: Any, values: Sequence[Value]) -> Value:
+        """Call the intrinsic ``name``."""
+        known = self.module.globals.get(name)
+        if known is None:
+            known = ir.Function(self.module, ir.FunctionType(result, [v.type for v in values]), name)
+        return self.b.call(known, values)
+
+    def variable(self, kind: Any, value: Value) -> Value:
+        """A variable, which LLVM keeps in a register."""
+        with self.b.goto_block(self._entry), self.b.goto_entry_block():
+            slot = self.b.alloca(kind)
+        self.b.store(value, slot)
+        return slot
+
+    @contextmanager
+    def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
+        """Count from ``start`` to ``stop``; the body of the ``with`` is the body of the loop."""
+        b = self.b
+        first, last = (i64(v) if isinstance(v, int) else v for v in (start, stop))
+        head, body, done = (self.function.append_basic_block(part) for part in ("head", "body", "done"))
+        before = b.block
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        index.add_incoming(first, before)
+        b.cbranch(b.icmp_signed("<", index, last), body, done)
+        b.position_at_end(body)
+        yield index
+        index.add_incoming(b.add(index, i64(step)), b.block)
+        b.branch(head)
+        b.position_at_end(done)
+
+    def at(self, pointer: Value, offset: Value | int) -> Value:
+        """``pointer`` plus ``offset`` bytes."""
+        if isinstance(offset, int):
+            if offset == 0:
+                return pointer
+            offset = i64(offset)
+        return self.b.gep(pointer, [offset], source_etype=I8)
+
+    def times(self, value: Value, factor: int) -> Value:
+        return value if factor == 1 else self.b.mul(value, i64(factor))
+
+    def sum(self, *values: Value) -> Value:
+        total, *rest = values
+        for value in rest:
+            total = self.b.add(total, value)
+        return total
+
+    def divide(self, value: Value, divisor: int) -> tuple[Value, Value]:
+        """Quotient and rest of a number that is not negative."""
+        if divisor == 1:
+            return value, i64(0)
+        return self.b.udiv(value, i64(divisor)), self.b.urem(value, i64(divisor))
+
+    def load(self, pointer: Value, kind: Any) -> Value:
+        """Load from any address."""
+        return self.b.load(pointer, typ=kind, align=1)
+
+    def store(self, value: Value, pointer: Value) -> None:
+        """Store to any address."""
+        self.b.store(value, pointer, align=1)
+
+    def store_first(self, value: Value, pointer: Value, count: int) -> None:
+        """Store the first ``count`` lanes of a vector, in pieces of powers of two."""
+        lanes, size = value.type.count, _size(value.type.element)
+        start = 0
+        for width in (64, 32, 16, 8, 4, 2, 1):
+            while width <= count - start:
+                piece = self.take(value, range(start, start + width)) if width < lanes else value
+                self.store(piece, self.at(pointer, start * size))
+                start += width
+
+    def load_first(self, pointer: Value, kind: Any, count: int) -> Value:
+        """A vector of which the first ``count`` lanes are loaded, in pieces of powers of two; the rest is zero."""
+        if count >= kind.count:
+            return self.load(pointer, kind)
+        size, start, joined = _size(kind.element), 0, ir.Constant(kind, None)
+        for width in (32, 16, 8, 4, 2, 1):
+            while width <= count - start:
+                piece = self.load(self.at(pointer, start * size), vector(kind.element, width))
+                mask = [i if i < width else width for i in range(kind.count)]
+                padded = self.b.shuffle_vector(piece, ir.Constant(piece.type, None), _mask(mask))
+                inside = range(start, start + width)
+                merge = [kind.count + i - start if i in inside else i for i in range(kind.count)]
+                joined = self.b.shuffle_vector(joined, padded, _mask(merge))
+                start += width
+        return joined
+
+    def take(self, value: Value, lanes: Sequence[int]) -> Value:
+        """Some lanes of a vector, in a new order."""
+        return self.b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _mask(lanes))
+
+    def shuffle(self, first: Value, second: Value, lanes: Sequence[int]) -> Value:
+        """Lanes of two vectors, counted through both."""
+        return self.b.shuffle_vector(first, second, _mask(lanes))
+
+    def repeat(self, scalar: Value, lanes: int) -> Value:
+        """A vector with ``scalar`` in every lane."""
+        kind = vector(scalar.type, lanes)
+        one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
+        return self.take(one, [0] * lanes)
+
+
+def _mask(lanes: Sequence[int]) -> Any:
+    return ir.Constant(vector(I32, len(lanes)), list(lanes))
+
+
+def _size(element: Any) -> int:
+    return 4 if element is F32 else element.width // 8

@@ -1,0 +1,172 @@
+"""Depthwise convolutions: channels in lanes, four columns of a row interleaved for one instruction.
+
+The bytes of four neighbouring columns are interleaved once, and serve every output whose window has any of them: its
+weights are shifted, and zero where a column is outside of its window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..codegen.code import I8, I32, Code, Value, i64, vector
+from ..codegen.emit import zeros
+from ..codegen.isa import Isa
+from .axes import Axis, count, locate
+from .epilogue import Block, Epilogue, Store
+
+
+@dataclass(frozen=True)
+class Use:
+    """A quad of columns in an output: ``weights[i]`` is the tap of the column ``i`` of the quad, or -1."""
+
+    output: int
+    quad: int
+    weights: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution. The tensors of an axis are input, output, operands.
+
+    Attributes:
+        outer: axes of the output.
+        height, width: the axes that tiles are cut from.
+        window: taps along height and width.
+        rows: bytes from one tap to the next along height, in the input.
+        columns: the same along width.
+        row_stride, column_stride: taps from one output to the next.
+        channels: how many.
+        epilogue: what is stored.
+    """
+
+    outer: tuple[Axis, ...]
+    height: Axis
+    width: Axis
+    window: tuple[int, int]
+    rows: int
+    columns: int
+    row_stride: int
+    column_stride: int
+    channels: int
+    epilogue: Epilogue
+    isa: Isa
+
+    @property
+    def full(self) -> int:
+        """Blocks of channels that are whole."""
+        return self.channels // (4 * self.isa.lanes)
+
+    @property
+    def tail(self) -> Block | None:
+        """The last block, if it has fewer channels."""
+        rest = self.channels - 4 * self.isa.lanes * self.full
+        if not rest:
+            return None
+        return Block(next(v for v in (1, 2, 4) if v * self.isa.lanes >= rest), rest)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [Block(4, 4 * self.isa.lanes)] * self.full + ([self.tail] if self.tail else [])
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of an item of work: the width is a loop inside."""
+        return *self.outer, self.height, Axis(len(self.blocks), (0,) * len(self.height.moves))
+
+    @property
+    def items(self) -> int:
+        return count(self.axes)
+
+    @property
+    def quads(self) -> int:
+        """Quads of columns that a tile reads in a row."""
+        return -(-((self.width.tile - 1) * self.column_stride + self.window[1]) // 4)
+
+    @property
+    def used_columns(self) -> int:
+        """Columns that a tile reads in a row."""
+        return (self.width.tile - 1) * self.column_stride + self.window[1]
+
+    def uses(self) -> Iterator[Use]:
+        """How the quads of a row are used, in the order of the packed weights."""
+        for output in range(self.width.tile):
+            for quad in range(self.quads):
+                taps = tuple(4 * quad + i - output * self.column_stride for i in range(4))
+                weights = tuple(t if 0 <= t < self.window[1] else -1 for t in taps)
+                if max(weights) >= 0:
+                    yield Use(output, quad, weights)  # type: ignore[arg-type]
+
+    def emit(self, name: str) -> str:
+        """The kernel as IR. Arguments: input, output, operands, weights, parameters per channel, scalars.
+
+        Weights are [block][row of the window][use][register][lane][4].
+        """
+        return _Emitter(self, Code(name)).emit()
+
+
+class _Emitter:
+    def __init__(self, depthwise: Depthwise, code: Code) -> None:
+        self.d, self.c, self.isa = depthwise, code, depthwise.isa
+        tensors = 2 + len(depthwise.epilogue.operands)
+        self.tensors = [code.pointer(i) for i in range(tensors)]
+        self.weights, self.params, self.scalars = (code.pointer(tensors + i) for i in range(3))
+        self.uses = list(depthwise.uses())
+
+    def emit(self) -> str:
+        d, c = self.d, self.c
+        with c.loop(c.low, c.high) as item:
+            tensors, indices = locate(c, d.axes, item, self.tensors)
+            block = indices[-1]
+            if d.full and d.tail:
+                with c.b.if_else(c.b.icmp_signed("<", block, i64(d.full))) as (then, otherwise):
+                    with then:
+                        self._row(block, d.blocks[0], tensors)
+                    with otherwise:
+                        self._row(i64(d.full), d.tail, tensors)
+            else:
+                self._row(block, d.blocks[0], tensors)
+        return c.finish()
+
+    def _row(self, index: Value, block: Block, tensors: list[Value]) -> None:
+        """All tiles along the width."""
+        d, c = self.d, self.c
+        first = c.times(index, 4 * self.isa.lanes)
+        bytes_ = (1, *(e.step for e in d.epilogue.elements))
+        begin = [c.at(p, c.times(first, size)) if size else p for p, size in zip(tensors, bytes_, strict=True)]
+        weights = c.at(self.weights, c.times(first, 4 * d.window[0] * len(self.uses)))
+        store = Store(c, self.isa, d.epilogue, c.at(self.params, c.times(first, 4 * d.epilogue.params)), self.scalars)
+        with c.loop(0, d.width.tiles) as tile:
+            start = d.width.start(c, tile)
+            at = [c.at(p, c.times(start, m)) if m else p for p, m in zip(begin, d.width.moves, strict=True)]
+            totals = self._sums(at[0], weights, block)
+            for r in range(d.height.tile):
+                for s in range(d.width.tile):
+                    moves = [r * y + s * x for y, x in zip(d.height.moves[1:], d.width.moves[1:], strict=True)]
+                    store.block(totals[r][s], [c.at(p, m) for p, m in zip(at[1:], moves, strict=True)], block)
+
+    def _sums(self, source: Value, weights: Value, block: Block) -> list[list[list[Value]]]:
+        d, c, lanes = self.d, self.c, self.isa.lanes
+        sums = [[[zeros(self.isa)] * block.vectors for _ in range(d.width.tile)] for _ in range(d.height.tile)]
+        for row in range((d.height.tile - 1) * d.row_stride + d.window[0]):
+            quads = [self._quad(c.at(source, row * d.rows), quad, block) for quad in range(d.quads)]
+            for output_row in range(d.height.tile):
+                tap = row - output_row * d.row_stride
+                if not 0 <= tap < d.window[0]:
+                    continue
+                for number, use in enumerate(self.uses):
+                    place = (tap * len(self.uses) + number) * block.vectors
+                    totals = sums[output_row][use.output]
+                    for v in range(block.vectors):
+                        w = c.load(c.at(weights, 4 * lanes * (place + v)), vector(I32, lanes))
+                        totals[v] = self.isa.dot(c, totals[v], quads[use.quad][v], w)
+        return sums
+
+    def _quad(self, row: Value, quad: int, block: Block) -> list[Value]:
+        """Four columns of a row, interleaved: in each lane, the four bytes of a channel."""
+        d, c, size = self.d, self.c, block.vectors * self.isa.lanes
+        last = d.used_columns - 1
+        columns = [
+            c.load(c.at(row, min(4 * quad + i, last) * d.columns), vector(I8, size)) for i in range(4)
+        ]  # fmt: skip
+        return self.isa.interleave(c, columns, block.vectors)

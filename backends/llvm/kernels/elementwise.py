@@ -1,0 +1,63 @@
+"""Elementwise expressions, and copies from one layout to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..codegen.code import Code, Value
+from ..codegen.isa import Isa
+from .axes import Axis, count, locate
+from .epilogue import Block, Epilogue, Store
+
+CHUNK = 2048  # elements of an item of work, if the inner axis is long
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """An expression for each element of a tensor. The tensors of an axis are output, operands.
+
+    Attributes:
+        outer: the axes but the innermost.
+        size: elements of the innermost axis of the output.
+        epilogue: what is computed; it has no parameters per channel.
+    """
+
+    outer: tuple[Axis, ...]
+    size: int
+    epilogue: Epilogue
+    isa: Isa
+
+    @property
+    def block(self) -> Block:
+        """Elements that are computed at once."""
+        if not self.epilogue.packed:
+            return Block(1, min(self.isa.lanes, self.size))
+        vectors = next((v for v in (4, 2, 1) if v * self.isa.lanes <= self.size), 1)
+        return Block(vectors, min(vectors * self.isa.lanes, self.size))
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The outer axes, and chunks of the inner one."""
+        steps = tuple(e.step for e in self.epilogue.elements)
+        whole = self.block.valid * max(1, CHUNK // self.block.valid)
+        return *self.outer, Axis(self.size, steps, min(whole, self.size))
+
+    @property
+    def items(self) -> int:
+        return count(self.axes)
+
+    def emit(self, name: str) -> str:
+        """The kernel as IR. Arguments: output, operands, scalars."""
+        c = Code(name)
+        tensors = [c.pointer(i) for i in range(1 + len(self.epilogue.operands))]
+        store = Store(c, self.isa, self.epilogue, c.pointer(0), c.pointer(len(tensors)))
+        inner = Axis(self.axes[-1].tile, self.axes[-1].moves, self.block.valid)
+        with c.loop(c.low, c.high) as item:
+            at, _ = locate(c, self.axes, item, tensors)
+            with c.loop(0, inner.tiles) as tile:
+                start = inner.start(c, tile)
+                moved: list[Value] = [
+                    c.at(p, c.times(start, m)) if m else p for p, m in zip(at, inner.moves, strict=True)
+                ]
+                store.block(None, moved, self.block)
+        return c.finish()

@@ -1,0 +1,105 @@
+"""What a kernel does with its sums: compute the expression of the output, round, pack and store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..codegen.code import F32, Code, Value, vector
+from ..codegen.emit import Scope
+from ..codegen.expr import Output, Param
+from ..codegen.isa import Isa
+from .operands import BYTES, Element, OperandLoader, pack_groups
+
+
+@dataclass(frozen=True)
+class Block:
+    """Channels that are computed at once: ``vectors`` registers, of which ``valid`` lanes are channels."""
+
+    vectors: int
+    valid: int
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """The output of a kernel.
+
+    Attributes:
+        output: what is stored.
+        operands: how the tensors that it reads lie along the channels.
+        params: number of parameters per channel.
+    """
+
+    output: Output
+    operands: tuple[Element, ...] = ()
+    params: int = 0
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """How output and operands lie along the channels."""
+        return Element(self.output.kind, BYTES[self.output.kind]), *self.operands
+
+    @property
+    def packed(self) -> bool:
+        """Whether registers of channels are packed to u8 together, in the order of ``Isa.channel_order``."""
+        return self.output.kind == "u8" and all(
+            e.step == 0 or (e.kind == "u8" and e.contiguous) for e in self.operands
+        )
+
+    def groups(self, block: Block) -> list[tuple[int, int]]:
+        """(first, count) of the registers of a block that are packed together."""
+        return pack_groups(block.vectors, self.packed)
+
+    def lane_channels(self, block: Block, isa: Isa) -> list[int]:
+        """The channel of each lane of a block; those from ``block.valid`` on are none."""
+        return [
+            first * isa.lanes + channel
+            for first, count in self.groups(block)
+            for channel in isa.channel_order(count)
+        ]
+
+
+@dataclass
+class Store:
+    """Emits the epilogue of one block of channels of one element of the other axes.
+
+    Attributes:
+        params: parameters of the block, fp32 [params][lanes of the block].
+        scalars: parameters that are one in all.
+    """
+
+    code: Code
+    isa: Isa
+    epilogue: Epilogue
+    params: Value
+    scalars: Value
+
+    def block(self, totals: Sequence[Value] | None, pointers: Sequence[Value], block: Block) -> None:
+        """Compute and store. ``pointers`` are those of the output and of the operands at the first channel."""
+        c, lanes, output = self.code, self.isa.lanes, self.epilogue.output
+        for first, count in self.epilogue.groups(block):
+            width = min(block.valid - first * lanes, count * lanes)
+            at = [c.at(p, first * lanes * e.step) for p, e in zip(pointers, self.epilogue.elements, strict=True)]
+            operands = [
+                OperandLoader(c, self.isa, e, p, count, width) for e, p in zip(self.epilogue.operands, at[1:], strict=True)
+            ]
+            scopes = [
+                self._scope(totals[first + v] if totals else None, first + v, block, operands, v) for v in range(count)
+            ]
+            if output.kind == "u8":
+                c.store_first(self.isa.pack(c, [s.integers(output) for s in scopes]), at[0], width)
+            else:
+                c.store_first(scopes[0].value(output.value), at[0], width)
+
+    def _scope(
+        self, total: Value | None, place: int, block: Block, operands: list[OperandLoader], v: int
+    ) -> Scope:
+        c, lanes = self.code, self.isa.lanes
+
+        def param(which: Param) -> Value:
+            if which.per_channel:
+                return c.load(c.at(self.params, 4 * lanes * (which.index * block.vectors + place)), vector(F32, lanes))
+            return c.repeat(c.load(c.at(self.scalars, 4 * which.index), F32), lanes)
+
+        return Scope(c, self.isa, lambda i: operands[i].vector(v), param, total)
+

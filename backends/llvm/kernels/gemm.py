@@ -1,0 +1,185 @@
+"""Convolutions and matrix products: an implicit GEMM over runs of contiguous input bytes.
+
+The output is cut into tiles of pixels by blocks of channels. A tile keeps its sums in registers. For each 32 bits of a
+run, it loads the weights of its channels once, and broadcasts the input of each pixel to all lanes.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..codegen.code import I32, Code, Value, i64, vector
+from ..codegen.emit import zeros
+from ..codegen.isa import Isa
+from .axes import Axis, count, locate
+from .epilogue import Block, Epilogue, Store
+
+UNROLLED = 8  # steps of a run that are written out without a loop
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A contraction. The tensors of an axis are input, output, operands.
+
+    Attributes:
+        outer: axes of the output, outermost first.
+        group: the place in ``outer`` of the axis along which weights and parameters change; -1 if there is none.
+        height, width: the axes that tiles are cut from.
+        taps: nested loops over the window: (count, bytes from one to the next in the input).
+        run: contiguous input bytes at each tap.
+        words: the input is s16, else u8.
+        channels: output channels of a group.
+        epilogue: what is stored.
+        vectors: registers of channels in a block.
+        blocks_first: an item of work is one block of a tile, and all tiles of a block come before the next block. Else
+            an item is a tile with all its blocks.
+    """
+
+    outer: tuple[Axis, ...]
+    group: int
+    height: Axis
+    width: Axis
+    taps: tuple[tuple[int, int], ...]
+    run: int
+    words: bool
+    channels: int
+    epilogue: Epilogue
+    vectors: int
+    blocks_first: bool
+    isa: Isa
+
+    @property
+    def steps(self) -> int:
+        """Loads of 32 bits of input at each tap."""
+        return -(-self.run // 4)
+
+    @property
+    def depth(self) -> int:
+        """Loads of 32 bits of input for one output pixel."""
+        return self.steps * math.prod(n for n, _ in self.taps)
+
+    @property
+    def full(self) -> int:
+        """Blocks of a group that have all their channels."""
+        return self.channels // (self.vectors * self.isa.lanes)
+
+    @property
+    def tail(self) -> Block | None:
+        """The last block, if it has fewer channels."""
+        rest = self.channels - self.full * self.vectors * self.isa.lanes
+        return Block(-(-rest // self.isa.lanes), rest) if rest else None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks of a group."""
+        whole = Block(self.vectors, self.vectors * self.isa.lanes)
+        return [whole] * self.full + ([self.tail] if self.tail else [])
+
+    @property
+    def padded_channels(self) -> int:
+        """Lanes of all blocks of a group."""
+        return self.isa.lanes * sum(b.vectors for b in self.blocks)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return *self.outer, self.height, self.width
+
+    @property
+    def items(self) -> int:
+        """Units of work."""
+        return count(self.axes) * (len(self.blocks) if self.blocks_first else 1)
+
+    def emit(self, name: str) -> str:
+        """The kernel as IR. Arguments: input, output, operands, weights, parameters per channel, scalars."""
+        return _Emitter(self, Code(name)).emit()
+
+
+class _Emitter:
+    def __init__(self, gemm: Gemm, code: Code) -> None:
+        self.g, self.c, self.isa = gemm, code, gemm.isa
+        tensors = 2 + len(gemm.epilogue.operands)
+        self.tensors = [code.pointer(i) for i in range(tensors)]
+        self.weights, self.params, self.scalars = (code.pointer(tensors + i) for i in range(3))
+
+    def emit(self) -> str:
+        g, c = self.g, self.c
+        with c.loop(c.low, c.high) as item:
+            index, place = c.divide(item, count(g.axes)) if g.blocks_first else (None, item)
+            tensors, indices = locate(c, g.axes, place, self.tensors)
+            group = indices[g.group] if g.group >= 0 else i64(0)
+            if index is None:
+                self._all_blocks(tensors, group)
+            else:
+                self._one_block(index, tensors, group)
+        return c.finish()
+
+    def _all_blocks(self, tensors: list[Value], group: Value) -> None:
+        g = self.g
+        if g.full == 1:
+            self._block(i64(0), g.blocks[0], tensors, group)
+        elif g.full:
+            with self.c.loop(0, g.full) as index:
+                self._block(index, g.blocks[0], tensors, group)
+        if g.tail:
+            self._block(i64(g.full), g.tail, tensors, group)
+
+    def _one_block(self, index: Value, tensors: list[Value], group: Value) -> None:
+        g, c = self.g, self.c
+        if not (g.full and g.tail):
+            self._block(index, g.blocks[0], tensors, group)
+            return
+        with c.b.if_else(c.b.icmp_signed("<", index, i64(g.full))) as (then, otherwise):
+            with then:
+                self._block(index, g.blocks[0], tensors, group)
+            with otherwise:
+                self._block(i64(g.full), g.tail, tensors, group)
+
+    def _block(self, index: Value, block: Block, tensors: list[Value], group: Value) -> None:
+        """One tile by one block: sum the products, then store."""
+        g, c = self.g, self.c
+        source, *rest = tensors
+        first = c.times(index, g.vectors * self.isa.lanes)
+        lane = c.b.add(first, c.times(group, g.padded_channels))
+        weights = c.at(self.weights, c.times(lane, 4 * g.depth))
+        params = c.at(self.params, c.times(lane, 4 * g.epilogue.params))
+        at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(rest, g.epilogue.elements, strict=True)]
+        pixels = [(r, s) for r in range(g.height.tile) for s in range(g.width.tile)]
+        totals = self._sums(source, weights, pixels, block.vectors)
+        store = Store(c, self.isa, g.epilogue, params, self.scalars)
+        for (r, s), row in zip(pixels, totals, strict=True):
+            moves = [r * down + s * right for down, right in zip(g.height.moves[1:], g.width.moves[1:], strict=True)]
+            store.block(row, [c.at(p, move) for p, move in zip(at, moves, strict=True)], block)
+
+    def _sums(self, source: Value, weights: Value, pixels: list[tuple[int, int]], vectors: int) -> list[list[Value]]:
+        g, c = self.g, self.c
+        kind = vector(I32, self.isa.lanes)
+        sums = [[c.variable(kind, zeros(self.isa)) for _ in range(vectors)] for _ in pixels]
+        shifts = [r * g.height.moves[0] + s * g.width.moves[0] for r, s in pixels]
+        stride = vectors * self.isa.lanes * 4
+        dot = self.isa.dot_words if g.words else self.isa.dot
+
+        def step(a: Value, w: Value) -> None:
+            b = [c.load(c.at(w, v * self.isa.lanes * 4), kind) for v in range(vectors)]
+            for shift, row in zip(shifts, sums, strict=True):
+                broadcast = c.repeat(c.load(c.at(a, shift), I32), self.isa.lanes)
+                for v, slot in enumerate(row):
+                    c.b.store(dot(c, c.b.load(slot), broadcast, b[v]), slot)
+
+        with ExitStack() as loops:
+            a, w, inner = source, weights, g.depth * stride
+            for taps, move in g.taps:
+                inner //= taps
+                if taps > 1:
+                    index = loops.enter_context(c.loop(0, taps))
+                    a, w = c.at(a, c.times(index, move)), c.at(w, c.times(index, inner))
+            even = 0 if g.steps <= UNROLLED else g.steps - g.steps % 2
+            if even:
+                with c.loop(0, even, 2) as k:
+                    ak, wk = c.at(a, c.times(k, 4)), c.at(w, c.times(k, stride))
+                    step(ak, wk)
+                    step(c.at(ak, 4), c.at(wk, stride))
+            for k in range(even, g.steps):
+                step(c.at(a, 4 * k), c.at(w, k * stride))
+        return [[c.b.load(slot) for slot in row] for row in sums]

@@ -1,0 +1,93 @@
+"""Tensor operands of an expression: loading their elements as fp32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llvmlite import ir
+
+from ..codegen.code import F32, I8, I32, Code, Value, vector
+from ..codegen.expr import Kind
+from ..codegen.isa import Isa
+
+BYTES: dict[Kind, int] = {"u8": 1, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Element:
+    """How the elements of a tensor lie along the channels.
+
+    Attributes:
+        kind: what an element is.
+        step: bytes from one channel to the next; 0: one element is read for all channels.
+        bounded: nothing may be read past the last channel. Memory of ours is longer than its tensors, that of a user is
+            not.
+    """
+
+    kind: Kind
+    step: int
+    bounded: bool = False
+
+    @property
+    def contiguous(self) -> bool:
+        return self.step == BYTES[self.kind]
+
+
+def pack_groups(vectors: int, packed: bool) -> list[tuple[int, int]]:
+    """(first, count) of the registers that are packed to u8 together; each alone if not ``packed``."""
+    groups, first = [], 0
+    for count in (4, 2, 1) if packed else (1,):
+        while first + count <= vectors:
+            groups.append((first, count))
+            first += count
+    return groups
+
+
+@dataclass
+class OperandLoader:
+    """The fp32 vectors of an operand, at the channels of ``count`` registers that are packed together.
+
+    Attributes:
+        valid: how many of these channels there are.
+    """
+
+    code: Code
+    isa: Isa
+    element: Element
+    pointer: Value
+    count: int
+    valid: int
+    _loaded: list[Value] | None = None
+
+    def vector(self, place: int) -> Value:
+        """The fp32 vector of the register ``place``."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded[place]
+
+    def _load(self) -> list[Value]:
+        c, lanes = self.code, self.isa.lanes
+        kind = vector(F32, lanes)
+        size = lanes * self.count
+        if self.element.step == 0:
+            return [c.repeat(self._scalar(self.pointer), lanes)] * self.count
+        if not self.element.contiguous or (self.element.bounded and self.valid < size):
+            return [self._gathered(v) for v in range(self.count)]
+        if self.element.kind == "f32":
+            return [c.load(c.at(self.pointer, 4 * lanes * v), kind) for v in range(self.count)]
+        packed = c.load(self.pointer, vector(I8, size))
+        return [c.b.sitofp(v, kind) for v in self.isa.unpack(c, packed, self.count)]
+
+    def _scalar(self, pointer: Value) -> Value:
+        if self.element.kind == "f32":
+            return self.code.load(pointer, F32)
+        return self.code.b.uitofp(self.code.load(pointer, I8), F32)
+
+    def _gathered(self, place: int) -> Value:
+        """One element after the other."""
+        c, lanes = self.code, self.isa.lanes
+        value = ir.Constant(vector(F32, lanes), None)
+        for lane in range(min(lanes, self.valid - place * lanes)):
+            scalar = self._scalar(c.at(self.pointer, (place * lanes + lane) * self.element.step))
+            value = c.b.insert_element(value, scalar, ir.Constant(I32, lane))
+        return value

@@ -1,0 +1,55 @@
+"""Places in the arena: tensors that are not needed at the same time share memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory that is needed from one step to another.
+
+    Attributes:
+        size: bytes.
+        first: the step that writes it first.
+        last: the last step that reads or writes it.
+    """
+
+    size: int
+    first: int
+    last: int
+
+    @property
+    def aligned(self) -> int:
+        return -(-self.size // ALIGNMENT) * ALIGNMENT
+
+    def meets(self, other: Need) -> bool:
+        """Whether both are needed at some step."""
+        return self.first <= other.last and other.first <= self.last
+
+
+def lower_bound(needs: Sequence[Need]) -> int:
+    """Bytes that are needed at the same time, at the step where most are."""
+    steps = {n.first for n in needs}
+    return max((sum(n.aligned for n in needs if n.first <= step <= n.last) for step in steps), default=0)
+
+
+def place(needs: Sequence[Need]) -> tuple[list[int], int]:
+    """The offset of each, and the size of the arena: the largest first, each at the smallest gap that it fits in."""
+    offsets = [0] * len(needs)
+    placed: list[int] = []
+    for index in sorted(range(len(needs)), key=lambda i: (-needs[i].aligned, needs[i].first)):
+        need = needs[index]
+        taken = sorted((offsets[i], offsets[i] + needs[i].aligned) for i in placed if needs[i].meets(need))
+        best, least, end = -1, -1, 0
+        for low, high in taken:
+            gap = low - end
+            if gap >= need.aligned and (best < 0 or gap < least):
+                best, least = end, gap
+            end = max(end, high)
+        offsets[index] = end if best < 0 else best
+        placed.append(index)
+    return offsets, max((o + n.aligned for o, n in zip(offsets, needs, strict=True)), default=0)

@@ -1,0 +1,184 @@
+"""Steps that sum products: convolutions and matrix products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..codegen.isa import Isa
+from ..kernels.axes import Axis, merged
+from ..kernels.depthwise import Depthwise
+from ..kernels.epilogue import Block, Epilogue
+from ..kernels.gemm import Gemm
+from .steps import Made, Step, scalars
+from .terms import Expression
+from .tiles import choose_tile, depthwise_tile
+from .values import BYTES, Value
+
+
+@dataclass(frozen=True)
+class Window:
+    """The window of a convolution, along one spatial axis."""
+
+    size: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+
+@dataclass(eq=False)
+class ContractionStep(Step):
+    """A convolution of integers; a linear layer is one without a window.
+
+    Attributes:
+        source: the input [N, C, spatial...], u8 or s16, channels innermost, with a halo as wide as the padding. Of a linear
+            layer, [..., C] with the channels moved to axis 1.
+        weight: int8 [O, C / groups, window...].
+        windows: by spatial axis.
+        groups: of channels.
+    """
+
+    source: Value = field(kw_only=True)
+    weight: Tensor = field(kw_only=True)
+    windows: tuple[Window, ...] = field(kw_only=True)
+    groups: int = field(kw_only=True, default=1)
+
+    @property
+    def sources(self) -> list[Value]:
+        return [self.source]
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads the input channel of its number."""
+        return (
+            self.groups == self.weight.shape[0] == self.source.shape[1] > 1
+            and self.source.element == "u8"
+            and 1 <= len(self.windows) <= 2
+            and self.windows[-1].dilation == 1
+        )
+
+    @property
+    def products(self) -> int:
+        """Products in all."""
+        return math.prod(self.target.shape) * math.prod(self.weight.shape[1:])
+
+    def make(self, isa: Isa) -> Made:
+        return self._depthwise(isa) if self.depthwise else self._gemm(isa)
+
+    def _axes(self, expression: Expression) -> tuple[Axis, list[Axis]]:
+        """The batch axis and the spatial axes; the tensors are input, output, operands."""
+        strides = self.source.strides
+        batch = Axis(self.target.shape[0], (strides[0], *self.moves(expression.operands, 0)))
+        spatial = [
+            Axis(self.target.shape[a], (strides[a] * w.stride, *self.moves(expression.operands, a)))
+            for a, w in enumerate(self.windows, 2)
+        ]
+        return batch, spatial
+
+    @property
+    def _first_tap(self) -> Value:
+        """The input from the first element of the first window on, which may be halo."""
+        value = self.source
+        for axis, window in enumerate(self.windows, 2):
+            value = value.narrowed(axis, -window.padding, value.shape[axis] + 2 * window.padding)
+        return value
+
+    def _gemm(self, isa: Isa) -> Made:
+        expression = Expression(self.weight.shape[0])
+        epilogue = self.epilogue(expression, 1)
+        size, groups = BYTES[self.source.element], self.groups
+        inputs, outputs = self.weight.shape[1], self.weight.shape[0] // groups
+        batch, spatial = self._axes(expression)
+        strides = self.source.strides
+        taps = [(w.size, w.dilation * strides[a]) for a, w in enumerate(self.windows, 2)]
+        run = inputs * size
+        while taps and taps[-1][1] == run or taps and taps[-1][0] == 1:
+            run *= taps.pop()[0]
+        axes = merged([batch, *spatial])
+        none = (0,) * len(batch.moves)
+        axes = [Axis(1, none)] * (2 - len(axes)) + axes
+        outer, group = axes[:-2], -1
+        if groups > 1:
+            steps = (size * inputs, *(e.step * outputs for e in epilogue.elements))
+            outer, group = [Axis(groups, steps), *outer], 0
+        draft = Gemm(tuple(outer), group, axes[-2], axes[-1], tuple(t for t in taps if t[0] > 1), run, size == 2, outputs,
+                     epilogue, 1, False, isa)  # fmt: skip
+        gemm = choose_tile(draft)
+        weights = _packed(gemm, self.weight, groups)
+        params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
+        return Made(gemm, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
+                           scalars(expression)))  # fmt: skip
+
+    def _depthwise(self, isa: Isa) -> Made:
+        expression = Expression(self.weight.shape[0])
+        epilogue = self.epilogue(expression, 1)
+        batch, spatial = self._axes(expression)
+        strides = self.source.strides
+        windows = list(self.windows)
+        if len(spatial) == 1:
+            spatial = [Axis(1, (0,) * len(batch.moves)), *spatial]
+            windows = [Window(1), *windows]
+        moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
+        draft = Depthwise(
+            (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size), moves[0],
+            moves[1], windows[0].stride, windows[1].stride, self.weight.shape[0], epilogue, isa,
+        )  # fmt: skip
+        kernel = depthwise_tile(draft, windows[0].dilation)
+        weights = _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
+        params = _by_block(kernel.blocks, epilogue, expression.channel_params, 1, isa)
+        return Made(kernel, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
+                             scalars(expression)))  # fmt: skip
+
+
+def _expanded(expression: Expression, target: Value) -> list[Value]:
+    return [v.expanded(target.shape) for v in expression.operands]
+
+
+def _lanes(epilogue: Epilogue, blocks: list[Block], isa: Isa) -> list[list[int]]:
+    """The channel of each lane of each block; -1: none."""
+    found, first = [], 0
+    for block in blocks:
+        channels = epilogue.lane_channels(block, isa)
+        found.append([first + c if c < block.valid else -1 for c in channels])
+        first += block.valid
+    return found
+
+
+def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
+    """Weights as the kernel reads them: [group][block][depth][lane][32 bits]."""
+    outputs, inputs, *window = weight.shape
+    each = 2 if gemm.words else 4
+    rows = weight.reshape(groups, outputs // groups, inputs, -1).transpose(2, 3)
+    element = torch.int16 if gemm.words else torch.int8
+    taps = gemm.depth // gemm.steps
+    rows = rows.reshape(groups, outputs // groups, taps, -1).to(element)
+    rows = torch.nn.functional.pad(rows, (0, gemm.steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
+    rows = rows.reshape(groups, outputs // groups + 1, gemm.depth, each)
+    parts = [rows[:, lanes].transpose(1, 2).reshape(groups, -1) for lanes in _lanes(gemm.epilogue, gemm.blocks, gemm.isa)]
+    return torch.cat(parts, 1).contiguous()
+
+
+def _by_block(
+    blocks: list[Block], epilogue: Epilogue, params: list[Tensor], groups: int, isa: Isa
+) -> Tensor:
+    """Parameters per channel: fp32 [group][block][param][lane]."""
+    if not params:
+        return torch.zeros(1)
+    each = torch.stack([p.reshape(groups, -1) for p in params])  # [param, group, channel]
+    each = torch.nn.functional.pad(each, (0, 1))
+    parts = [each[:, :, lanes].transpose(0, 1).reshape(groups, -1) for lanes in _lanes(epilogue, blocks, isa)]
+    return torch.cat(parts, 1).contiguous()
+
+
+def _packed_depthwise(kernel: Depthwise, weight: Tensor) -> Tensor:
+    """Weights as the kernel reads them: [block][row of the window][use][register][lane][4]."""
+    padded = torch.nn.functional.pad(weight, (0, 1, 0, 0, 0, 1))  # the tap -1 and the channel -1 are zero
+    uses = torch.tensor([use.weights for use in kernel.uses()])
+    parts = []
+    for lanes in _lanes(kernel.epilogue, kernel.blocks, kernel.isa):
+        block = padded[lanes][:, :, uses]  # [lane, row, use, 4]
+        parts.append(block.permute(1, 2, 0, 3).reshape(-1))
+    return torch.cat(parts).contiguous()

@@ -1,0 +1,203 @@
+"""From a program and inputs to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from ....compiler.execution.shapes import ValueInfo
+from ....compiler.execution.visitor import Visitor
+from ....compiler.numerics.quantize import dequantize_channels
+from ...base.backend import KernelChoice
+from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
+from ...base.op import OpRow, Output
+from ...ops.table import OPS
+from ..codegen.isa import Isa
+from .builder import Builder, read_form
+from .plan import Plan
+from .rules import pointwise, pools, shapes, weighted
+from .rules.rule import Rule
+from .steps import ElementwiseStep, Step, TorchStep
+from .values import Storage, Value
+
+RULES: Mapping[str, Rule] = {**weighted.RULES, **pointwise.RULES, **shapes.RULES, **pools.RULES}
+
+
+class Lowering:
+    """One plan of one program.
+
+    Args:
+        gm: the graph of the program.
+        given: the values of the placeholders; only their shapes, dtypes and strides matter.
+        isa: the instruction set.
+    """
+
+    def __init__(self, gm: fx.GraphModule, given: Mapping[fx.Node, Any], isa: Isa) -> None:
+        self.gm, self.given, self.isa = gm, given, isa
+        self.inputs: list[fx.Node] = []
+        self.outputs: list[Storage] = []
+        self.returned: dict[fx.Node, int] = {}
+        infos, statics = sizes(gm, given)
+        self.builder = Builder(gm, infos, statics)
+        self.views: list[fx.Node] = []
+
+    def plan(self) -> Plan:
+        """Walk over the program, and make a plan."""
+        result: Any = None
+        for node in self.gm.graph.nodes:
+            if node.op == "output":
+                result = node.args[0]
+                map_arg(result, self._return)
+            elif node not in self.builder.statics:
+                self._visit(node)
+        return Plan(self.builder.steps, self.inputs, self.outputs, result, self.returned, self.isa)
+
+    def _visit(self, node: fx.Node) -> None:
+        builder = self.builder
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "get_attr":
+            if builder.constant(node).is_floating_point():
+                pointwise.constant(builder, node)
+        elif node.target is dequantize_channels:
+            return  # read where it is used
+        elif is_quantize(node):
+            builder.quantize(node, node.args[0], literal_qparams(node))  # type: ignore[arg-type]
+        elif is_dequantize(node):
+            value, shift = builder.quantized[node.args[0]]  # type: ignore[index]
+            builder.set_value(node, value, float(node.args[1]), int(node.args[2]) + shift)  # type: ignore[arg-type]
+        else:
+            row = OPS.of(node, builder.modules)
+            if not self._by_rule(node, row):
+                self._in_torch(node)
+
+    def _by_rule(self, node: fx.Node, row: OpRow | None) -> bool:
+        rule = RULES.get(row.name) if row is not None else None
+        if rule is None:
+            return False
+        first = node.args[0] if node.args else None
+        read = first if isinstance(first, list | tuple) else [a for a in node.args[: max(row.inputs, 1)]]  # type: ignore[union-attr]
+        tensors = [n for n in read if isinstance(n, fx.Node) and n not in self.builder.statics]
+        if not all(n in self.builder.lazy or n in self.builder.pieces for n in tensors):
+            return False
+        if not rule(self.builder, node):
+            return False
+        self._note(node)
+        return True
+
+    def _note(self, node: fx.Node) -> None:
+        """Remember which ops a form computes, and which ops are views."""
+        lazy = self.builder.lazy.get(node)
+        if lazy is None or lazy.plain is not None:
+            self.views.append(node)
+            return
+        inputs = [self.builder.lazy[n] for n in node.all_input_nodes if n in self.builder.lazy]
+        ops = dict.fromkeys(op for i in inputs for op in i.ops)
+        self.builder.lazy[node] = replace(lazy, ops=(*ops, node))
+
+    @property
+    def choices(self) -> dict[fx.Node, KernelChoice]:
+        """What runs each op."""
+        found = {node: KernelChoice("a view") for node in self.views}
+        for op, step in self.builder.made_by.items():
+            found[op] = self._choice(op, step)
+        return found
+
+    def _choice(self, op: fx.Node, step: Step | TorchStep) -> KernelChoice:
+        if isinstance(step, TorchStep):
+            return KernelChoice("torch", "fp32")
+        if op is not step.node:
+            return KernelChoice("", fused_into=step.node.name)
+        integers = any(v.element != "f32" for v in (step.target, *step.reads))
+        return KernelChoice(f"{self.isa.name} {step.kind}", "int8" if integers else "fp32")
+
+    def _placeholder(self, node: fx.Node) -> None:
+        value = self.given[node]
+        if isinstance(value, Tensor) and value.dtype == torch.float32:
+            shape = tuple(value.shape)
+            order = tuple(sorted(range(len(shape)), key=lambda a: (-value.stride(a), a)))
+            strides = tuple(4 * s for s in value.stride())
+            storage = Storage("f32", shape, order, "input", len(self.inputs), fixed_strides=strides, dense=True)
+            self.inputs.append(node)
+            self.builder.set_value(node, Value.of(storage))
+
+    def _in_torch(self, node: fx.Node) -> None:
+        builder = self.builder
+        reads = {n: builder.float_value(n) for n in node.all_input_nodes if n in builder.lazy}
+        inputs = {n: v for n, v in reads.items() if v.storage.root.place != "input"}
+        info = builder.infos.get(node)
+        target = None
+        if info is not None and info.dtype == torch.float32:
+            order = tuple(range(len(info.shape)))
+            target = Value.of(Storage("f32", info.shape, order))
+            builder.set_value(node, target)
+        builder.add(TorchStep(node, inputs, target, self._call(node)), node)
+
+    def _call(self, node: fx.Node) -> Callable[[Callable[[fx.Node], Any]], Any]:
+        gm, statics = self.gm, self.builder.statics
+        runner = Visitor(gm)
+
+        def run(value_of: Callable[[fx.Node], Any]) -> Any:
+            def value(n: fx.Node) -> Any:
+                if n in statics:
+                    return statics[n]
+                if n.op == "get_attr":
+                    return runner.fetch_attr(str(n.target))
+                if n.target is dequantize_channels:
+                    return dequantize_channels(*map_arg(n.args, value))
+                return value_of(n)
+
+            args, kwargs = map_arg(node.args, value), map_arg(node.kwargs, value)
+            with torch.no_grad():
+                return getattr(runner, node.op)(node.target, args, kwargs)
+
+        return run
+
+    def _return(self, node: fx.Node) -> fx.Node:
+        builder = self.builder
+        if node not in builder.lazy or node in self.returned:
+            return node
+        lazy = builder.read(node)
+        row_major = tuple(range(len(lazy.shape)))
+        place = len(self.outputs)
+        storage = Storage("f32", lazy.shape, row_major, "output", place, dense=True)
+        self.outputs.append(storage)
+        self.returned[node] = place
+        target = Value.of(storage)
+        if lazy.draft is not None and lazy.order == row_major:
+            builder.add(lazy.draft(lazy.clamped, target, 255), *lazy.ops)
+        elif lazy.draft is not None:
+            builder.steps.append(ElementwiseStep(node, read_form(builder.float_value(node)), target))
+        else:
+            builder.add(ElementwiseStep(node, lazy.clamped, target), *lazy.ops)
+        return node
+
+
+def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Node, ValueInfo], dict[fx.Node, Any]]:
+    """Shape and dtype of each tensor, and the sizes that depend on shapes alone, from one run in torch."""
+    infos: dict[fx.Node, ValueInfo] = {}
+    statics: dict[fx.Node, Any] = {}
+    modules = dict(gm.named_modules())
+
+    def see(node: fx.Node, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            infos[node] = ValueInfo(tuple(value.shape), value.dtype)
+        elif node.op != "output" and _is_size(node, modules, statics):
+            statics[node] = value
+        return value
+
+    with torch.no_grad():
+        Visitor(gm, see).run(*given.values())
+    return infos, statics
+
+
+def _is_size(node: fx.Node, modules: Mapping[str, Any], statics: Mapping[fx.Node, Any]) -> bool:
+    row = OPS.of(node, modules)
+    if row is not None and row.output is Output.META:
+        return True
+    return node.op == "call_function" and all(n in statics for n in node.all_input_nodes)

@@ -1,0 +1,248 @@
+"""A plan: the steps of a program for inputs of given shapes, ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from ..codegen.isa import Isa
+from ..runtime.jit import Library
+from ..runtime.kernels import Kernel, kernel_name, object_code
+from ..runtime.native import ALIGNMENT, Address, Arena, NativeProgram, NativeStep, aligned_bytes
+from .arena import Need, lower_bound, place
+from .steps import Argument, FillStep, Made, Step, TorchStep
+from .values import Storage, Value
+
+AnyStep = Step | FillStep | TorchStep
+DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
+
+
+def written(step: AnyStep) -> Storage | None:
+    """The memory that a step writes."""
+    if isinstance(step, FillStep):
+        return step.storage.root
+    return step.target.storage.root if step.target is not None else None
+
+
+@dataclass(eq=False)
+class Memory:
+    """Where each tensor of a plan lies.
+
+    Attributes:
+        offsets: of the storages in the arena.
+        arena_bytes: size of the arena.
+        least_bytes: what no placement can do without.
+    """
+
+    offsets: dict[Storage, int]
+    arena_bytes: int
+    least_bytes: int
+
+    @staticmethod
+    def of(steps: Sequence[AnyStep]) -> Memory:
+        first: dict[Storage, int] = {}
+        last: dict[Storage, int] = {}
+        for index, step in enumerate(steps):
+            storages = [v.storage.root for v in step.reads] if not isinstance(step, FillStep) else []
+            target = written(step)
+            for storage in (*storages, *([target] if target is not None else [])):
+                if storage.place == "arena":
+                    first.setdefault(storage, index)
+                    last[storage] = index
+        needs = {s: Need(s.bytes, first[s], last[s]) for s in first}
+        offsets, size = place(list(needs.values()))
+        return Memory(dict(zip(needs, offsets, strict=True)), size, lower_bound(list(needs.values())))
+
+
+def with_fills(steps: Sequence[AnyStep]) -> list[AnyStep]:
+    """The steps, with one that fills the halo before the first that writes a tensor with a halo."""
+    found: list[AnyStep] = []
+    seen: set[Storage] = set()
+    for step in steps:
+        target = written(step)
+        if target is not None and target not in seen:
+            seen.add(target)
+            if any(any(sides) for sides in target.halo.values()):
+                found.append(FillStep(target))
+        found.append(step)
+    return found
+
+
+class Constants:
+    """Weights and parameters, one after the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._offsets: dict[int, int] = {}
+        self.size = 0
+
+    def add(self, tensor: Tensor) -> int:
+        """The offset of a tensor."""
+        if id(tensor) not in self._offsets:
+            self._offsets[id(tensor)] = self.size
+            self._parts.append(tensor)
+            self.size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
+        return self._offsets[id(tensor)]
+
+    def joined(self) -> Tensor:
+        memory = aligned_bytes(self.size)
+        for part in self._parts:
+            start = self._offsets[id(part)]
+            raw = part.contiguous().view(-1).view(torch.uint8)
+            memory[start : start + raw.numel()] = raw
+        return memory
+
+
+@dataclass(eq=False)
+class Segment:
+    """Native steps from ``first`` to ``last``, or one step of torch."""
+
+    first: int = 0
+    last: int = 0
+    torch_step: TorchStep | None = None
+
+
+class Plan:
+    """A program for inputs of given shapes.
+
+    Args:
+        steps: in order.
+        inputs: the placeholders whose tensors kernels read, in the order of their index.
+        outputs: the tensors that kernels write results to.
+        result: what forward() returns, with nodes in it.
+        returned: the number of the output that holds a node; others are results of torch.
+
+    Attributes:
+        made: the kernel of each native step.
+    """
+
+    def __init__(
+        self, steps: Sequence[AnyStep], inputs: Sequence[fx.Node], outputs: Sequence[Storage], result: Any,
+        returned: Mapping[fx.Node, int], isa: Isa,
+    ) -> None:  # fmt: skip
+        self.steps = with_fills(steps)
+        self.inputs, self.outputs, self.result, self.returned = list(inputs), list(outputs), result, dict(returned)
+        self.memory = Memory.of(self.steps)
+        self.constants = Constants()
+        self.native: list[Step | FillStep] = []
+        self.made: list[Made] = []
+        self.segments: list[Segment] = []
+        for step in self.steps:
+            if isinstance(step, TorchStep):
+                self.segments.append(Segment(torch_step=step))
+                continue
+            if not self.segments or self.segments[-1].torch_step is not None:
+                self.segments.append(Segment(len(self.native), len(self.native)))
+            self.native.append(step)
+            self.made.append(step.made if isinstance(step, FillStep) else step.make(isa))
+            self.segments[-1].last = len(self.native)
+        kernels: list[Kernel] = list(dict.fromkeys(m.kernel for m in self.made))
+        library = Library(object_code(kernels, isa.cpu))
+        waits = self._waits()
+        native = [
+            NativeStep(kernel_name(m.kernel), tuple(map(self._address, m.arguments)), m.kernel.items, wait)
+            for m, wait in zip(self.made, waits, strict=True)
+        ]
+        self.program = NativeProgram(native, library, self.memory.arena_bytes, self.constants.joined())
+
+    def _address(self, argument: Argument) -> Address:
+        if isinstance(argument, Tensor):
+            return Address("constant", self.constants.add(argument))
+        if isinstance(argument, Storage):
+            return Address("arena", self.memory.offsets[argument.root])
+        root = argument.storage.root
+        if root.place == "constant":
+            assert root.content is not None
+            return Address("constant", self.constants.add(root.content) + argument.offset)
+        if root.place == "arena":
+            return Address("arena", self.memory.offsets[root] + argument.offset)
+        index = root.index + (len(self.inputs) if root.place == "output" else 0)
+        return Address("given", argument.offset, index)
+
+    def _waits(self) -> list[bool]:
+        """Whether each native step needs what the steps since the last wait wrote, or overwrites what they read."""
+        waits = []
+        starts = {s.first for s in self.segments if s.torch_step is None}
+        reads: set[Storage] = set()
+        writes: set[Storage] = set()
+        for index, step in enumerate(self.native):
+            own = {v.storage.root for v in step.reads} if isinstance(step, Step) else set()
+            target = written(step)
+            assert target is not None
+            conflict = bool(own & writes) or any(self._overlap(target, s) for s in reads | (writes - {target}))
+            conflict = conflict or any(self._overlap(a, b) for a in own for b in writes)
+            wait = conflict and index not in starts
+            if wait or index in starts:
+                reads, writes = set(), set()
+            reads |= own
+            writes.add(target)
+            waits.append(wait)
+        return waits
+
+    def _overlap(self, a: Storage, b: Storage) -> bool:
+        if a is b:
+            return True
+        if a.place != "arena" or b.place != "arena":
+            return False
+        start, other = self.memory.offsets[a], self.memory.offsets[b]
+        return start < other + b.bytes and other < start + a.bytes
+
+    def view(self, arena: Arena, value: Value) -> Tensor:
+        """A tensor of the plan, as it lies in the arena: integers, or fp32."""
+        root = value.storage.root
+        if root.place == "constant":
+            assert root.content is not None
+            memory, start = root.content.view(-1), 0
+        else:
+            memory, start = arena.memory, self.memory.offsets[root]
+            size = root.bytes
+            memory = memory[start : start + size].view(DTYPES[value.element])
+        item = memory.element_size()
+        return memory.as_strided(value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item)
+
+    def run(self, given: Mapping[fx.Node, Any], after: Callable[[int, Arena], None] | None = None) -> Any:
+        """Run on the values of the placeholders.
+
+        Args:
+            after: called after each step with its index and the arena, which it may change.
+        """
+        tensors = [given[n] for n in self.inputs]
+        results = [torch.empty(s.shape, dtype=DTYPES[s.element]) for s in self.outputs]
+        env: dict[fx.Node, Any] = dict(given)
+        with self.program.arena() as arena:
+            arena.give([*tensors, *results])
+            if after is None:
+                for segment in self.segments:
+                    if segment.torch_step is None:
+                        arena.run(segment.first, segment.last)
+                    else:
+                        self._run_torch(segment.torch_step, arena, env)
+            else:
+                self._run_singly(arena, env, after)
+        return map_arg(self.result, lambda n: results[self.returned[n]] if n in self.returned else env[n])
+
+    def _run_singly(self, arena: Arena, env: dict[fx.Node, Any], after: Callable[[int, Arena], None]) -> None:
+        native = 0
+        for index, step in enumerate(self.steps):
+            if isinstance(step, TorchStep):
+                self._run_torch(step, arena, env)
+            else:
+                arena.run(native, native + 1)
+                native += 1
+            after(index, arena)
+
+    def _run_torch(self, step: TorchStep, arena: Arena, env: dict[fx.Node, Any]) -> None:
+        def value_of(node: fx.Node) -> Any:
+            held = step.reads_by_node.get(node)
+            return env[node] if held is None else self.view(arena, held).clone()
+
+        result = step.run(value_of)
+        env[step.node] = result
+        if step.target is not None:
+            self.view(arena, step.target).copy_(result)
+

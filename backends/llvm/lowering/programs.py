@@ -1,0 +1,94 @@
+"""A lowered program: plans by the shapes of their inputs."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ....compiler.execution.inputs import Signature
+from ...base.backend import KernelChoice
+from ...base.program import FrozenProgram
+from ..codegen.isa import Isa
+from .kernel_errors import kernel_errors
+from .lower import Lowering
+from .plan import Plan
+
+PLANS = 8  # that are kept
+
+
+class PlannedProgram:
+    """Runs a program like its forward().
+
+    A plan is built when inputs of new shapes come; the least recently used one is dropped.
+    """
+
+    def __init__(self, program: FrozenProgram, isa: Isa) -> None:
+        self.program, self.isa = program, isa
+        self._signature = Signature.of(program.module)
+        self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
+        self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._example = self._planned(self._given(*program.example))[1]
+
+    @property
+    def choices(self) -> Mapping[fx.Node, KernelChoice]:
+        """What runs each op, on the example."""
+        return self._example.choices
+
+    @property
+    def weight_bytes(self) -> int:
+        """Weights and parameters, as they are packed."""
+        plan, _ = self._planned(self._given(*self.program.example))
+        return plan.constants.size
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._given(args, kwargs)
+        return self._planned(given)[0].run(given)
+
+    def kernel_errors(self, *args: Any, **kwargs: Any) -> Mapping[fx.Node, int]:
+        """See :class:`~....base.backend.Lowered`."""
+        given = self._given(args, kwargs)
+        plan, lowering = self._planned(given)
+        return kernel_errors(self.program.module, plan, lowering.builder.quantized, given)
+
+    def _given(self, args: Any, kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
+        values = self._signature.bind(args, kwargs)
+        return {n: _readable(v) for n, v in zip(self._inputs, values, strict=True)}
+
+    def _planned(self, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
+        key = tuple(_key(v) for v in given.values())
+        found = self._plans.get(key)
+        if found is not None:
+            return found
+        with self._lock:
+            if key not in self._plans:
+                lowering = Lowering(self.program.module, given, self.isa)
+                self._plans[key] = lowering.plan(), lowering
+                while len(self._plans) > PLANS:
+                    self._plans.popitem(last=False)
+            return self._plans[key]
+
+
+def _readable(value: Any) -> Any:
+    """A tensor that kernels can read: without gradient, and without lazy negation or overlap."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    if value.dtype == torch.float32 and not (value.is_contiguous() or _channels_last(value)):
+        value = value.contiguous()
+    return value.resolve_neg()
+
+
+def _channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape, value.stride()
+    return value if isinstance(value, int | float | str | bool | None) else repr(value)

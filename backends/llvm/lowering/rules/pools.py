@@ -1,0 +1,116 @@
+"""Pools and averages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import fx
+
+from ..builder import Builder, read_form
+from ..contraction import Window
+from ..pooling import MaxStep, SumStep
+from ..steps import Step
+from ..terms import Form, Total
+from ..values import Storage, Value
+from .rule import Rule
+
+
+def max_pool(builder: Builder, node: fx.Node) -> bool:
+    """The largest of a window."""
+    info = builder.infos[node]
+    value, scale, zero = builder.tensor(node.args[0])  # type: ignore[arg-type]
+    axes = len(info.shape) - 2
+    sizes, strides, paddings = _windows(builder, node, axes)
+    dilation = builder.param(node, "dilation", 1)
+    if any(d != 1 for d in _each(dilation, axes)) or builder.param(node, "return_indices", False):
+        return False
+    source = builder.channels_last(value, node, zero)
+    order = (0, *range(2, axes + 2), 1)
+    target = Value.of(Storage(source.element, info.shape, order, zero=zero))
+    windows = tuple(Window(*w) for w in zip(sizes, strides, paddings, strict=True))
+    builder.add(MaxStep(node, read_form(source), target, windows=windows), node)
+    builder.set_value(node, target, scale, zero)
+    return True
+
+
+def average_pool(builder: Builder, node: fx.Node) -> bool:
+    """The average of a window; padding counts."""
+    axes = len(builder.infos[node].shape) - 2
+    sizes, strides, paddings = _windows(builder, node, axes)
+    padded = any(paddings)
+    uneven = builder.param(node, "ceil_mode", False) or builder.param(node, "divisor_override") is not None
+    if uneven or padded and not builder.param(node, "count_include_pad", True):
+        return False
+    windows = tuple(Window(*w) for w in zip(sizes, strides, paddings, strict=True))
+    return _average(builder, node, node.args[0], windows)  # type: ignore[arg-type]
+
+
+def adaptive_average(builder: Builder, node: fx.Node) -> bool:
+    """The average of equal parts."""
+    source: Any = node.args[0]
+    inputs, outputs = builder.infos[source].shape[2:], builder.infos[node].shape[2:]
+    if any(i % o for i, o in zip(inputs, outputs, strict=True)):
+        return False
+    windows = tuple(Window(i // o, i // o) for i, o in zip(inputs, outputs, strict=True))
+    return _average(builder, node, source, windows)
+
+
+def mean(builder: Builder, node: fx.Node) -> bool:
+    """The average over all axes from 2 on."""
+    source: Any = node.args[0]
+    shape = builder.infos[source].shape
+    dims = builder.param(node, "dim")
+    if dims is None or len(shape) < 3:
+        return False
+    found = sorted(d % len(shape) for d in ((dims,) if isinstance(dims, int) else dims))
+    if found != list(range(2, len(shape))):
+        return False
+    windows = tuple(Window(size, size) for size in shape[2:])
+    return _average(builder, node, source, windows)
+
+
+def _average(builder: Builder, node: fx.Node, source: fx.Node, windows: tuple[Window, ...]) -> bool:
+    value, scale, zero = builder.tensor(source)
+    value = builder.channels_last(value, node, zero, [(w.padding, w.padding) for w in windows])
+    count = math.prod(w.size for w in windows)
+    shape = builder.infos[node].shape
+    axes = len(windows)
+    full = (*value.shape[:2], *[1] * axes) if len(shape) == 2 else shape
+    bound = 255 * scale if value.element == "u8" else math.inf
+
+    def draft(form: Form, target: Value, top: int) -> Step:
+        if len(target.shape) == 2:  # a mean drops the axes
+            for axis in range(2, axes + 2):
+                target = target.with_one(axis)
+            form = form.with_values(lambda v: _with_ones(v.expanded(shape), axes))
+        return SumStep(node, form, target, top, source=value, windows=windows)
+
+    form = Form.of(Total(), scale / count, -scale * zero, bound)
+    order = (0, *range(2, axes + 2), 1) if len(shape) == len(full) else (0, 1)
+    builder.set(node, form, order=order, draft=draft)
+    return True
+
+
+def _with_ones(value: Value, axes: int) -> Value:
+    for axis in range(2, axes + 2):
+        value = value.with_one(axis)
+    return value
+
+
+def _windows(builder: Builder, node: fx.Node, axes: int) -> tuple[tuple[int, ...], ...]:
+    size = builder.param(node, "kernel_size")
+    stride = builder.param(node, "stride") or size
+    return _each(size, axes), _each(stride, axes), _each(builder.param(node, "padding", 0), axes)
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    return (int(value),) * axes if isinstance(value, int) else tuple(int(v) for v in value) * (axes // len(value))
+
+
+RULES: dict[str, Rule] = {
+    **{f"max_pool{d}d": max_pool for d in (1, 2, 3)},
+    **{f"avg_pool{d}d": average_pool for d in (1, 2, 3)},
+    **{f"adaptive_avg_pool{d}d": adaptive_average for d in (1, 2, 3)},
+    "mean": mean,
+}

@@ -1,0 +1,155 @@
+"""Steps of a plan: what is computed from which tensors, and the kernel that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..codegen.expr import Output
+from ..codegen.isa import Isa
+from ..kernels.axes import Axis, merged
+from ..kernels.elementwise import Elementwise
+from ..kernels.epilogue import Epilogue
+from ..kernels.fill import FillHalo
+from ..kernels.operands import BYTES, Element
+from ..runtime.kernels import Kernel
+from .terms import Expression, Form
+from .values import Storage, Value
+
+Argument = Value | Storage | Tensor  # a storage stands for the first byte of its memory
+
+
+@dataclass(frozen=True)
+class Made:
+    """A kernel with its arguments."""
+
+    kernel: Kernel
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(eq=False)
+class Step:
+    """One kernel of a plan.
+
+    Attributes:
+        node: the op of the program that it computes.
+        form: what it stores, of its sums and other tensors; a u8 output is in steps of the target, rounded.
+        target: where.
+        top: the largest integer of a u8 output.
+    """
+
+    node: fx.Node
+    form: Form
+    target: Value
+    top: int = 255
+
+    @property
+    def sources(self) -> list[Value]:
+        """What it reads besides what its form reads."""
+        return []
+
+    @property
+    def reads(self) -> list[Value]:
+        return [*self.sources, *self.form.values]
+
+    @property
+    def kind(self) -> str:
+        """What a report says."""
+        return type(self).__name__.removesuffix("Step").lower()
+
+    def make(self, isa: Isa) -> Made:
+        """The kernel, once all tensors have their places."""
+        raise NotImplementedError
+
+    def output(self, expression: Expression) -> Output:
+        """The expression of the output."""
+        assert self.target.element != "s16"
+        limited = self.target.element == "u8" and not self.form.bound < 2**30
+        return Output(expression.of(self.form), self.target.element, limited)
+
+    def epilogue(self, expression: Expression, channel_axis: int) -> Epilogue:
+        """The epilogue of a kernel whose lanes are along ``channel_axis`` of the target."""
+        output = self.output(expression)
+        elements = tuple(element(v.expanded(self.target.shape), channel_axis) for v in expression.operands)
+        return Epilogue(output, elements, len(expression.channel_params))
+
+    def moves(self, operands: Sequence[Value], axis: int) -> tuple[int, ...]:
+        """Bytes along ``axis`` of target and operands."""
+        expanded = (v.expanded(self.target.shape) for v in operands)
+        return self.target.strides[axis], *(v.strides[axis] for v in expanded)
+
+
+def element(value: Value, axis: int) -> Element:
+    """How a tensor lies along an axis."""
+    assert value.element != "s16"
+    return Element(value.element, value.strides[axis], value.storage.place in ("input", "output"))
+
+
+def scalars(expression: Expression) -> Tensor:
+    return torch.tensor([*expression.scalars, 0.0], dtype=torch.float32)
+
+
+class ElementwiseStep(Step):
+    """Computes a form that has no sum."""
+
+    def make(self, isa: Isa) -> Made:
+        expression = Expression(1)
+        output = self.output(expression)
+        operands = [v.expanded(self.target.shape) for v in expression.operands]
+        order = self.target.order()
+        axes = merged([Axis(self.target.shape[a], self.moves(operands, a)) for a in order])
+        size = BYTES[output.kind]
+        if axes and axes[-1].moves[0] == size:
+            *outer, inner = axes
+        else:
+            outer, inner = axes, Axis(1, (size, *[0] * len(operands)))
+        bounded = [v.storage.place in ("input", "output") for v in operands]
+        elements = tuple(
+            Element(v.element, move, user) for v, move, user in zip(operands, inner.moves[1:], bounded, strict=True)  # type: ignore[arg-type]
+        )
+        kernel = Elementwise(tuple(outer), inner.size, Epilogue(output, elements), isa)
+        return Made(kernel, (self.target, *operands, scalars(expression)))
+
+
+@dataclass(eq=False)
+class FillStep:
+    """Fills the halo of a storage with its zero."""
+
+    storage: Storage
+
+    @property
+    def made(self) -> Made:
+        storage = self.storage
+        levels = []
+        strides = storage.strides
+        for axis in storage.order:
+            before, after = storage.halo.get(axis, (0, 0))
+            levels.append((before, storage.shape[axis], after, strides[axis]))
+        while levels and not (levels[-1][0] or levels[-1][2]):
+            levels.pop()
+        return Made(FillHalo(tuple(levels), storage.element, storage.zero), (storage,))
+
+
+@dataclass(eq=False)
+class TorchStep:
+    """An op that torch runs, on tensors that lie in the arena.
+
+    Attributes:
+        node: the op.
+        reads: tensors that it reads, by their nodes.
+        target: where its result goes, if a kernel reads it.
+        run: takes the values of its nodes.
+    """
+
+    node: fx.Node
+    reads_by_node: dict[fx.Node, Value]
+    target: Value | None
+    run: Callable[[Callable[[fx.Node], Any]], Any]
+
+    @property
+    def reads(self) -> list[Value]:
+        return list(self.reads_by_node.values())

@@ -1,0 +1,85 @@
+"""Choosing the tile of a kernel by a cost model: cycles of its loops, from what limits them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ..kernels.axes import Axis, count
+from ..kernels.depthwise import Depthwise
+from ..kernels.gemm import Gemm
+
+LATENCY = 5  # cycles from one product to the next of the same sum
+EPILOGUE = 6  # cycles for a register of outputs
+PLACE = 30  # cycles to find where a tile is
+RESIDENT = 192 * 1024  # bytes of weights that stay in the cache while tiles go by
+TEAM = 2  # threads that work should at least divide evenly for
+
+
+def choose_tile(gemm: Gemm) -> Gemm:
+    """``gemm`` with the tile and the order of work of least cost."""
+    found = [_ordered(tiled) for tiled in _tilings(gemm)]
+    return min(found, key=_cycles)
+
+
+def _tilings(gemm: Gemm) -> list[Gemm]:
+    isa = gemm.isa
+    needed = -(-gemm.channels // isa.lanes)
+    found = []
+    for vectors in (1, 2, 3, 4, 6, 8):
+        if vectors > needed and vectors > 1:
+            continue
+        most = (isa.registers - 1 - vectors) // vectors
+        for columns in range(1, min(gemm.width.size, most) + 1):
+            for rows in range(1, min(gemm.height.size, most // columns) + 1):
+                if rows > 1 and columns < gemm.width.size and columns * 2 <= most:
+                    continue  # a longer row comes first
+                height, width = replace(gemm.height, tile=rows), replace(gemm.width, tile=columns)
+                found.append(replace(gemm, height=height, width=width, vectors=vectors))
+    return found
+
+
+def _ordered(gemm: Gemm) -> Gemm:
+    heavy = gemm.padded_channels * gemm.depth * 4 > RESIDENT
+    few = count(gemm.axes) < 2 * TEAM
+    return replace(gemm, blocks_first=len(gemm.blocks) > 1 and (heavy or few))
+
+
+def _cycles(gemm: Gemm) -> float:
+    pixels = gemm.height.tile * gemm.width.tile
+    total = 0.0
+    for block in gemm.blocks:
+        products = pixels * block.vectors
+        step = max(products, pixels + block.vectors, LATENCY)
+        total += gemm.depth * step + EPILOGUE * products
+    total += PLACE * (len(gemm.blocks) if gemm.blocks_first else 1)
+    items = gemm.items
+    return total * count(gemm.axes) * math.ceil(items / TEAM) * TEAM / items
+
+
+def depthwise_tile(kernel: Depthwise, dilation: int) -> Depthwise:
+    """``kernel`` with a tile whose sums fit the registers, and whose rows and quads are shared most."""
+    best, least = kernel, math.inf
+    vectors = kernel.blocks[0].vectors
+    for rows in (1, 2) if dilation == 1 else (1,):
+        for columns in (1, 2, 4):
+            if rows > kernel.height.size or columns > kernel.width.size or rows * columns * vectors > 16:
+                continue
+            tiled = replace(kernel, height=_tiled(kernel.height, rows), width=_tiled(kernel.width, columns))
+            cycles = _depthwise_cycles(tiled) * tiled.height.tiles * tiled.width.tiles
+            if cycles < least:
+                best, least = tiled, cycles
+    return best
+
+
+def _tiled(axis: Axis, tile: int) -> Axis:
+    return replace(axis, tile=tile)
+
+
+def _depthwise_cycles(kernel: Depthwise) -> float:
+    lines = (kernel.height.tile - 1) * kernel.row_stride + kernel.window[0]
+    loads = kernel.used_columns * lines
+    unpacking = 8 * kernel.quads * lines
+    products = 4 * len(list(kernel.uses())) * kernel.window[0] * kernel.height.tile
+    outputs = 4 * kernel.height.tile * kernel.width.tile
+    return max(loads + products, unpacking + products) + EPILOGUE * outputs

@@ -1,0 +1,1 @@
+"""Memory, threads, object code: what runs when a model is called."""

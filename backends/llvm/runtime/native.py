@@ -1,0 +1,146 @@
+"""Running a table of kernels: an arena for each concurrent caller, and one native call."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .driver import CONTEXT, DRIVER, ENTRY, STEP
+from .cpu import host
+from .jit import Library, compile_ir
+from .openmp import openmp
+
+Space = Literal["arena", "constant", "given"]
+SLACK = 256  # bytes before and after, as kernels may read past the end of a tensor
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place in the arena, in the constants, or in a tensor that is given with a call.
+
+    Attributes:
+        index: the number of the given tensor.
+        offset: bytes.
+    """
+
+    space: Space
+    offset: int
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class NativeStep:
+    """A call of a kernel.
+
+    Attributes:
+        kernel: its name.
+        wait: all threads must have done the steps before.
+    """
+
+    kernel: str
+    arguments: tuple[Address, ...]
+    items: int
+    wait: bool
+
+
+def aligned_bytes(size: int) -> Tensor:
+    """uint8 [size], aligned, with slack before and after it."""
+    memory = torch.empty(size + 2 * SLACK + ALIGNMENT, dtype=torch.uint8)
+    start = -(memory.data_ptr() + SLACK) % ALIGNMENT + SLACK
+    return memory[start : start + size]
+
+
+@cache
+def _driver() -> tuple[Library, ctypes._FuncPointer]:  # type: ignore[name-defined]
+    library = Library({ENTRY: compile_ir(DRIVER, host()[0])})
+    return library, ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(library.address[ENTRY])
+
+
+class NativeProgram:
+    """Steps, with the memory that they need.
+
+    Args:
+        steps: in order.
+        library: the kernels.
+        arena_bytes: size of an arena.
+        constants: weights and parameters, uint8.
+    """
+
+    def __init__(self, steps: Sequence[NativeStep], library: Library, arena_bytes: int, constants: Tensor) -> None:
+        self.steps, self.library, self.arena_bytes, self.constants = steps, library, arena_bytes, constants
+        self._idle: list[Arena] = []
+        _driver()
+
+    @contextmanager
+    def arena(self) -> Iterator[Arena]:
+        """An arena that no other call uses meanwhile."""
+        try:
+            arena = self._idle.pop()  # one operation, which no other thread interrupts
+        except IndexError:
+            arena = Arena(self)
+        try:
+            yield arena
+        finally:
+            self._idle.append(arena)
+
+
+class Arena:
+    """The memory of one call at a time, and the table of steps with addresses in it."""
+
+    def __init__(self, program: NativeProgram) -> None:
+        self.memory = aligned_bytes(program.arena_bytes)
+        self._program = program
+        self._arrived = aligned_bytes(ALIGNMENT)
+        steps = program.steps
+        starts = np.cumsum([0, *(len(s.arguments) for s in steps)])
+        self._arguments = np.zeros(max(int(starts[-1]), 1), dtype=np.int64)
+        base = {"arena": self.memory.data_ptr(), "constant": program.constants.data_ptr()}
+        self._given: list[tuple[int, int, int]] = []  # place of the argument, number of the tensor, offset
+        for start, step in zip(starts, steps, strict=False):
+            for i, address in enumerate(step.arguments, int(start)):
+                if address.space == "given":
+                    self._given.append((i, address.index, address.offset))
+                else:
+                    self._arguments[i] = base[address.space] + address.offset
+        at = self._arguments.ctypes.data
+        self._table = np.array(
+            [[program.library.address[s.kernel], at + 8 * int(start), s.items, s.wait]
+             for start, s in zip(starts, steps, strict=False)], dtype=np.int64,
+        ).reshape(-1, len(STEP))  # fmt: skip
+        self._context = np.zeros(len(CONTEXT), dtype=np.int64)
+        threads = openmp()
+        self._teams = threads is not None
+        if threads is not None:
+            words = ("thread_number", threads.thread_number), ("thread_count", threads.thread_count)
+            for name, value in (*words, ("parallel", threads.parallel), ("yield", threads.sched_yield)):
+                self._context[CONTEXT.index(name)] = value
+        self._context[CONTEXT.index("arrived")] = self._arrived.data_ptr()
+        self._at = self._context.ctypes.data
+        self._run = _driver()[1]
+
+    def give(self, tensors: Sequence[Tensor]) -> None:
+        """Set the tensors of the call."""
+        for place, index, offset in self._given:
+            self._arguments[place] = tensors[index].data_ptr() + offset
+
+    def run(self, first: int, last: int, clocks: np.ndarray | None = None) -> None:
+        """Run the steps from ``first`` to ``last``.
+
+        Args:
+            clocks: int64 [last - first + 1], gets the time stamps between them, in cycles of the time stamp counter.
+        """
+        context = self._context
+        context[0] = self._table.ctypes.data + 8 * len(STEP) * first
+        context[1] = last - first
+        context[7] = 0 if clocks is None else clocks.ctypes.data
+        self._arrived.zero_()
+        self._run(self._at, torch.get_num_threads() if self._teams else 1)
