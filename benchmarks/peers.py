@@ -230,6 +230,7 @@ PEERS: dict[str, Build] = {
 CONTENDERS: dict[str, Build] = {
     **PEERS,
     "fxquant": fxquant_compiled("static"),
+    "fxquant llvm": fxquant_compiled("static", backend="llvm"),
     "fxquant torchscript": fxquant_compiled("static", executor="torchscript"),
 }
 

@@ -16,6 +16,7 @@ from .bindings.table import BINDINGS
 from .codegen.isa import Isa
 from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
+from .lowering.entry import widen_entry
 from .lowering.programs import PlannedProgram
 
 
@@ -63,7 +64,8 @@ class LLVMBackend:
         copied = copy_program(program, layers)
         executed = copied.program
         if not program.keep_roundings:
-            log.info("llvm: %d ops read unrounded values", drop_pairs(executed))
+            fused, widened = drop_pairs(executed), widen_entry(executed)
+            log.info("llvm: %d ops read unrounded values, %d first values have 16 bits", fused, widened)
         with stage("generate code"):
             planned = PlannedProgram(executed, self.isa)
         return Lowered(

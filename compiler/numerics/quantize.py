@@ -1,7 +1,7 @@
 """Quantize and dequantize in plain torch ops.
 
 Affine quantization as in Jacob et al. 2018 (arXiv:1712.05877), eq. 1: ``real = scale * (integer - zero_point)``.
-Integers are ``torch.uint8`` (qmin >= 0) or ``torch.int8``. Rounding is half to even, as in the kernels.
+Integers are ``torch.uint8`` (qmin >= 0), ``torch.int8``, or ``torch.int16`` where these do not hold the range. Rounding is half to even, as in the kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> 
     """``x`` (any shape, float) as integers in ``[qmin, qmax]``, one scale for the whole tensor."""
     # The x86 kernels multiply by the fp32 reciprocal; a division would round some ties the other way.
     steps = (x * torch.tensor(1.0 / scale, dtype=torch.float32)).round_()
-    return steps.add_(zero_point).clamp_(qmin, qmax).to(_storage(qmin))
+    return steps.add_(zero_point).clamp_(qmin, qmax).to(_storage(qmin, qmax))
 
 
 def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -33,7 +33,7 @@ def round_trip(x: Tensor, known: QParams) -> Tensor:
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:
     """``w`` as integers; ``scale`` and ``zero_point`` have one entry per index of ``axis``, or one in all."""
     steps = (w / along(scale, w, axis)).round_()
-    return steps.add_(along(zero_point, w, axis)).clamp_(qmin, qmax).to(_storage(qmin))
+    return steps.add_(along(zero_point, w, axis)).clamp_(qmin, qmax).to(_storage(qmin, qmax))
 
 
 def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
@@ -48,5 +48,7 @@ def along(values: Tensor, like: Tensor, axis: int) -> Tensor:
     return values.reshape(shape)
 
 
-def _storage(qmin: int) -> torch.dtype:
+def _storage(qmin: int, qmax: int) -> torch.dtype:
+    if qmax - qmin > 255:
+        return torch.int16
     return torch.uint8 if qmin >= 0 else torch.int8

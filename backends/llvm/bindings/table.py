@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ...base.binding import Binding
 from ...base.op import Call
 
 BETWEEN = "its integers are computed in fp32 registers"
+
+
+def _refuse_transposed(call: Call) -> str | None:
+    if any(d != 1 for d in _each(call.param("dilation", 1))):
+        return "no int8 kernel with dilation"
+    window, stride = (_each(call.param(name, 1)) for name in ("kernel_size", "stride"))
+    small = any(k < s for k, s in zip(window, stride, strict=False))
+    return "no int8 kernel for a window smaller than its stride" if small else None
 
 
 def _refuse_pool(call: Call) -> str | None:
@@ -29,12 +38,13 @@ def _refuse_slope(call: Call) -> str | None:
     return None if 0 <= slope <= 1 else "no int8 kernel for a slope outside of 0 to 1"
 
 
-def _each(value: object) -> tuple[object, ...]:
+def _each(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
 BINDINGS: Mapping[str, Binding] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), Binding()),
+    **{f"conv{d}d": Binding() for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": Binding(refuse=_refuse_transposed) for d in (1, 2, 3)},
     "linear": Binding(float_output=True),
     **dict.fromkeys(("add", "mul", "cat", "relu", "relu6", "hardtanh", "clamp"), Binding()),
     **dict.fromkeys(("hardswish", "hardsigmoid", "sigmoid", "tanh", "silu"), Binding(reason=BETWEEN)),

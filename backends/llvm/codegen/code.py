@@ -126,22 +126,6 @@ class Code:
                 self.store(piece, self.at(pointer, start * size))
                 start += width
 
-    def load_first(self, pointer: Value, kind: Any, count: int) -> Value:
-        """A vector of which the first ``count`` lanes are loaded, in pieces of powers of two; the rest is zero."""
-        if count >= kind.count:
-            return self.load(pointer, kind)
-        size, start, joined = _size(kind.element), 0, ir.Constant(kind, None)
-        for width in (32, 16, 8, 4, 2, 1):
-            while width <= count - start:
-                piece = self.load(self.at(pointer, start * size), vector(kind.element, width))
-                mask = [i if i < width else width for i in range(kind.count)]
-                padded = self.b.shuffle_vector(piece, ir.Constant(piece.type, None), _mask(mask))
-                inside = range(start, start + width)
-                merge = [kind.count + i - start if i in inside else i for i in range(kind.count)]
-                joined = self.b.shuffle_vector(joined, padded, _mask(merge))
-                start += width
-        return joined
-
     def take(self, value: Value, lanes: Sequence[int]) -> Value:
         """Some lanes of a vector, in a new order."""
         return self.b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _mask(lanes))

@@ -76,10 +76,11 @@ class Scope:
         return self._known[expr]
 
     def integers(self, output: Output) -> Value:
-        """The int32 vector of a u8 output, not yet saturated."""
+        """The int32 vector of an output of integers, not yet saturated."""
         x, lanes = self.value(output.value), Lanes(self.code, self.isa)
         if output.limited:
-            x = lanes.max(lanes.min(x, lanes.const(512.0)), lanes.const(-512.0))
+            most = 512.0 if output.kind == "u8" else 65536.0
+            x = lanes.max(lanes.min(x, lanes.const(most)), lanes.const(-most))
         return self.isa.round(self.code, x)
 
     def _emit(self, expr: Expr) -> Value:

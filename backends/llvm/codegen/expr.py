@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["u8", "f32"]
+Kind = Literal["u8", "s16", "f32"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Output:
     """What is stored.
 
     Attributes:
-        kind: u8 rounds ``value`` half to even and saturates it.
+        kind: integers are rounded half to even and saturated.
         limited: ``value`` may lie outside of int32, and is clamped first.
     """
 

@@ -66,6 +66,13 @@ class Isa:
         place = [order.index(i) for i in range(len(order))]
         return c.take(joined, place)
 
+    def pack_words(self, c: Code, x: Value) -> Value:
+        """An int32 vector, saturated to s16 from -32767 on."""
+        lanes = x.type.count
+        x = c.intrinsic(f"llvm.smax.v{lanes}i32", x.type, (x, splat(-32767, I32, lanes)))
+        x = c.intrinsic(f"llvm.smin.v{lanes}i32", x.type, (x, splat(32767, I32, lanes)))
+        return c.b.trunc(x, vector(I16, lanes))
+
     def channel_order(self, count: int) -> list[int]:
         """The channel in each lane of ``count`` int32 vectors that are packed together."""
         return [4 * count * quad + 4 * v + i for v in range(count) for quad in range(self.lanes // 4) for i in range(4)]
@@ -108,6 +115,15 @@ class Isa:
             lanes = [k for i in places for k in (i, size + i, 2 * size + i, 3 * size + i)]
             quads.append(c.b.bitcast(c.shuffle(halves[0], halves[1], lanes), vector(I32, self.lanes)))
         return quads
+
+    def interleave_words(self, c: Code, columns: Sequence[Value], count: int) -> list[Value]:
+        """The same for two vectors of s16."""
+        size, order = columns[0].type.count, self.channel_order(count)
+        found = []
+        for v in range(count):
+            lanes = [k for i in order[v * self.lanes : (v + 1) * self.lanes] for k in (i, size + i)]
+            found.append(c.b.bitcast(c.shuffle(columns[0], columns[1], lanes), vector(I32, self.lanes)))
+        return found
 
     def _saturated(self, c: Code, x: Value) -> Value:
         lanes = x.type.count

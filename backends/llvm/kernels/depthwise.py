@@ -1,7 +1,8 @@
-"""Depthwise convolutions: channels in lanes, four columns of a row interleaved for one instruction.
+"""Depthwise convolutions: channels in lanes, a bundle of columns of a row interleaved for one instruction.
 
-The bytes of four neighbouring columns are interleaved once, and serve every output whose window has any of them: its
-weights are shifted, and zero where a column is outside of its window.
+A bundle is the four columns of u8, or two of s16, that an instruction multiplies in a lane. Its elements are interleaved
+once, and serve every output whose window has any of the columns: the weights are shifted, and zero where a column is
+outside of the window.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..codegen.code import I8, I32, Code, Value, i64, vector
+from ..codegen.code import I8, I16, I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate
@@ -18,11 +19,11 @@ from .epilogue import Block, Epilogue, Store
 
 @dataclass(frozen=True)
 class Use:
-    """A quad of columns in an output: ``weights[i]`` is the tap of the column ``i`` of the quad, or -1."""
+    """A bundle in an output: ``weights[i]`` is the tap of the column ``i`` of the bundle, or -1."""
 
     output: int
-    quad: int
-    weights: tuple[int, int, int, int]
+    bundle: int
+    weights: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Depthwise:
         rows: bytes from one tap to the next along height, in the input.
         columns: the same along width.
         row_stride, column_stride: taps from one output to the next.
+        words: the input is s16, else u8.
         channels: how many.
         epilogue: what is stored.
     """
@@ -48,6 +50,7 @@ class Depthwise:
     columns: int
     row_stride: int
     column_stride: int
+    words: bool
     channels: int
     epilogue: Epilogue
     isa: Isa
@@ -79,9 +82,14 @@ class Depthwise:
         return count(self.axes)
 
     @property
-    def quads(self) -> int:
-        """Quads of columns that a tile reads in a row."""
-        return -(-((self.width.tile - 1) * self.column_stride + self.window[1]) // 4)
+    def bundle(self) -> int:
+        """Columns of a bundle."""
+        return 2 if self.words else 4
+
+    @property
+    def bundles(self) -> int:
+        """Bundles that a tile reads in a row."""
+        return -(-self.used_columns // self.bundle)
 
     @property
     def used_columns(self) -> int:
@@ -89,18 +97,18 @@ class Depthwise:
         return (self.width.tile - 1) * self.column_stride + self.window[1]
 
     def uses(self) -> Iterator[Use]:
-        """How the quads of a row are used, in the order of the packed weights."""
+        """How the bundles of a row are used, in the order of the packed weights."""
         for output in range(self.width.tile):
-            for quad in range(self.quads):
-                taps = tuple(4 * quad + i - output * self.column_stride for i in range(4))
+            for bundle in range(self.bundles):
+                taps = (self.bundle * bundle + i - output * self.column_stride for i in range(self.bundle))
                 weights = tuple(t if 0 <= t < self.window[1] else -1 for t in taps)
                 if max(weights) >= 0:
-                    yield Use(output, quad, weights)  # type: ignore[arg-type]
+                    yield Use(output, bundle, weights)
 
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: input, output, operands, weights, parameters per channel, scalars.
 
-        Weights are [block][row of the window][use][register][lane][4].
+        Weights are [block][row of the window][use][register][lane][column of the bundle].
         """
         return _Emitter(self, Code(name)).emit()
 
@@ -132,7 +140,7 @@ class _Emitter:
         """All tiles along the width."""
         d, c = self.d, self.c
         first = c.times(index, 4 * self.isa.lanes)
-        bytes_ = (1, *(e.step for e in d.epilogue.elements))
+        bytes_ = (2 if d.words else 1, *(e.step for e in d.epilogue.elements))
         begin = [c.at(p, c.times(first, size)) if size else p for p, size in zip(tensors, bytes_, strict=True)]
         weights = c.at(self.weights, c.times(first, 4 * d.window[0] * len(self.uses)))
         store = Store(c, self.isa, d.epilogue, c.at(self.params, c.times(first, 4 * d.epilogue.params)), self.scalars)
@@ -147,9 +155,10 @@ class _Emitter:
 
     def _sums(self, source: Value, weights: Value, block: Block) -> list[list[list[Value]]]:
         d, c, lanes = self.d, self.c, self.isa.lanes
+        dot = self.isa.dot_words if d.words else self.isa.dot
         sums = [[[zeros(self.isa)] * block.vectors for _ in range(d.width.tile)] for _ in range(d.height.tile)]
         for row in range((d.height.tile - 1) * d.row_stride + d.window[0]):
-            quads = [self._quad(c.at(source, row * d.rows), quad, block) for quad in range(d.quads)]
+            bundles = [self._bundle(c.at(source, row * d.rows), i, block) for i in range(d.bundles)]
             for output_row in range(d.height.tile):
                 tap = row - output_row * d.row_stride
                 if not 0 <= tap < d.window[0]:
@@ -159,14 +168,20 @@ class _Emitter:
                     totals = sums[output_row][use.output]
                     for v in range(block.vectors):
                         w = c.load(c.at(weights, 4 * lanes * (place + v)), vector(I32, lanes))
-                        totals[v] = self.isa.dot(c, totals[v], quads[use.quad][v], w)
+                        totals[v] = dot(c, totals[v], bundles[use.bundle][v], w)
         return sums
 
-    def _quad(self, row: Value, quad: int, block: Block) -> list[Value]:
-        """Four columns of a row, interleaved: in each lane, the four bytes of a channel."""
-        d, c, size = self.d, self.c, block.vectors * self.isa.lanes
-        last = d.used_columns - 1
-        columns = [
-            c.load(c.at(row, min(4 * quad + i, last) * d.columns), vector(I8, size)) for i in range(4)
-        ]  # fmt: skip
-        return self.isa.interleave(c, columns, block.vectors)
+    def _bundle(self, row: Value, index: int, block: Block) -> list[Value]:
+        """A bundle of a row: in each lane, the elements of a channel."""
+        d, c, lanes = self.d, self.c, self.isa.lanes
+        kind, size = (I16, 2) if d.words else (I8, 1)
+        interleave = self.isa.interleave_words if d.words else self.isa.interleave
+        found: list[Value] = []
+        for first, count in d.epilogue.groups(block):
+            columns = []
+            for i in range(d.bundle):
+                column = min(d.bundle * index + i, d.used_columns - 1)  # its weight is zero from the last one on
+                at = c.at(row, column * d.columns + first * lanes * size)
+                columns.append(c.load(at, vector(kind, count * lanes)))
+            found += interleave(c, columns, count)
+        return found

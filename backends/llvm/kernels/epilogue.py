@@ -59,6 +59,16 @@ class Epilogue:
         ]
 
 
+def stored(scopes: Sequence[Scope], output: Output) -> Value:
+    """The vector to store, of registers that are packed together."""
+    code, isa = scopes[0].code, scopes[0].isa
+    if output.kind == "f32":
+        return scopes[0].value(output.value)
+    if output.kind == "s16":
+        return isa.pack_words(code, scopes[0].integers(output))
+    return isa.pack(code, [s.integers(output) for s in scopes])
+
+
 @dataclass
 class Store:
     """Emits the epilogue of one block of channels of one element of the other axes.
@@ -86,10 +96,7 @@ class Store:
             scopes = [
                 self._scope(totals[first + v] if totals else None, first + v, block, operands, v) for v in range(count)
             ]
-            if output.kind == "u8":
-                c.store_first(self.isa.pack(c, [s.integers(output) for s in scopes]), at[0], width)
-            else:
-                c.store_first(scopes[0].value(output.value), at[0], width)
+            c.store_first(stored(scopes, output), at[0], width)
 
     def _scope(
         self, total: Value | None, place: int, block: Block, operands: list[OperandLoader], v: int

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ..codegen.code import F32, I8, I32, Code, Value, vector
+from ..codegen.code import F32, I8, I16, I32, Code, Value, vector
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 
-BYTES: dict[Kind, int] = {"u8": 1, "f32": 4}
+BYTES: dict[Kind, int] = {"u8": 1, "s16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,17 @@ class OperandLoader:
             return [self._gathered(v) for v in range(self.count)]
         if self.element.kind == "f32":
             return [c.load(c.at(self.pointer, 4 * lanes * v), kind) for v in range(self.count)]
+        if self.element.kind == "s16":
+            words = (c.load(c.at(self.pointer, 2 * lanes * v), vector(I16, lanes)) for v in range(self.count))
+            return [c.b.sitofp(w, kind) for w in words]
         packed = c.load(self.pointer, vector(I8, size))
         return [c.b.sitofp(v, kind) for v in self.isa.unpack(c, packed, self.count)]
 
     def _scalar(self, pointer: Value) -> Value:
         if self.element.kind == "f32":
             return self.code.load(pointer, F32)
+        if self.element.kind == "s16":
+            return self.code.b.sitofp(self.code.load(pointer, I16), F32)
         return self.code.b.uitofp(self.code.load(pointer, I8), F32)
 
     def _gathered(self, place: int) -> Value:

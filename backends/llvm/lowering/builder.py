@@ -18,7 +18,7 @@ from .steps import ElementwiseStep, FillStep, Step, TorchStep
 from .terms import Apply, Form
 from .values import Element, Storage, Value
 
-Draft = Callable[[Form, Value, int], Step]  # form, target, top -> a step that has sums
+Draft = Callable[[Form, Value, int], list[Step]]  # form, target, top -> the steps that sum
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class Lazy:
         if not isinstance(leaf, Value) or factor.numel() > 1 or self.form.constant.numel() > 1 or leaf.shape != self.shape:
             return None
         scale, zero = float(factor), -float(self.form.constant) / float(factor) if float(factor) else 0.0
-        if leaf.element == "f32":
-            return (leaf, 1.0, 0) if scale == 1 and zero == 0 else None
+        if leaf.element == "f32" and (scale != 1 or zero != 0):
+            return None
         return leaf, scale, round(zero)
 
     @property
@@ -80,8 +80,18 @@ def constant_form(value: Tensor | float) -> Form:
 
 def read_form(value: Value, scale: float = 1.0, zero_point: int = 0) -> Form:
     """A tensor as the real numbers that it stands for."""
-    bound = math.inf if value.element == "f32" else 255 * scale
+    bound = {"u8": 255.0, "s16": 32767.0, "f32": math.inf}[value.element] * scale
     return Form.of(value, scale, -scale * zero_point, bound)
+
+
+def element_of(qparams: QParams) -> Element:
+    """What holds the integers."""
+    return "s16" if qparams.qmax - qparams.qmin > 255 else "u8"
+
+
+def shift_of(qparams: QParams) -> int:
+    """What is added to the integers to hold them."""
+    return 0 if element_of(qparams) == "s16" else -qparams.qmin
 
 
 class Builder:
@@ -169,32 +179,47 @@ class Builder:
         if qparams is None:
             form = lazy.clamped
         else:
-            zero = qparams.zero_point - qparams.qmin
-            top = qparams.qmax - qparams.qmin
+            zero = qparams.zero_point + shift_of(qparams)
+            top = qparams.qmax + shift_of(qparams)
             saturates = qparams.clamps_to(low, high)
             form = form.scaled(1.0 / qparams.scale, zero)
             if not saturates:
                 low, high = (zero + bound / qparams.scale for bound in (low, high))
                 form = bounded(form, low, high)
-            if top < 255:
+            if top < 255 and element == "u8":
                 form = bounded(form, -math.inf, float(top))
         storage = Storage(element, lazy.shape, lazy.order, zero=zero)
         target = Value.of(storage)
-        make = lazy.draft or (lambda form, target, top: ElementwiseStep(lazy.node, form, target, top))
-        self.add(make(form, target, top), *lazy.ops)
+        self.emit(lazy, form, target, top)
         return target
+
+    def emit(self, lazy: Lazy, form: Form, target: Value, top: int = 255) -> None:
+        """The steps that compute ``form``, which was made of that of ``lazy``."""
+        steps = lazy.draft(form, target, top) if lazy.draft else [ElementwiseStep(lazy.node, form, target, top)]
+        for step in steps:
+            self.add(step, *lazy.ops)
 
     def quantize(self, node: fx.Node, source: fx.Node, qparams: QParams) -> None:
         """The integers of a quantize node."""
         lazy = self.read(source)
-        shift = -qparams.qmin
+        shift, element = shift_of(qparams), element_of(qparams)
         known = lazy.plain
         same = (qparams.scale, qparams.zero_point + shift)
-        if known is not None and known[0].element == "u8" and (known[1], known[2]) == same and qparams.qmax + shift == 255:
+        if known is not None and known[0].element == element != "s16" and (known[1], known[2]) == same:
             value = known[0]
         else:
-            value = self.compute(lazy, "u8", qparams)
+            value = self.compute(lazy, element, qparams)
         self.quantized[node] = value, shift
+
+    def row_major(self, value: Value, node: fx.Node) -> Value:
+        """``value`` with the last axis innermost in memory: itself or a copy."""
+        last = value.dims[-1]
+        if last.axis == value.storage.order[-1] and last.step == 1:
+            return value
+        order = tuple(range(len(value.shape)))
+        copy = Value.of(Storage(value.element, value.shape, order, zero=value.storage.root.zero))
+        self.add(ElementwiseStep(node, read_form(value), copy))
+        return copy
 
     def channels_last(self, value: Value, node: fx.Node, zero: int, halo: Sequence[tuple[int, int]] = ()) -> Value:
         """``value`` with axis 1 innermost in memory, and a halo around the axes from 2 on: itself or a copy."""

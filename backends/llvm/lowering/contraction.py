@@ -55,7 +55,6 @@ class ContractionStep(Step):
         """Whether each output channel reads the input channel of its number."""
         return (
             self.groups == self.weight.shape[0] == self.source.shape[1] > 1
-            and self.source.element == "u8"
             and 1 <= len(self.windows) <= 2
             and self.windows[-1].dilation == 1
         )
@@ -124,7 +123,7 @@ class ContractionStep(Step):
         moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
         draft = Depthwise(
             (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size), moves[0],
-            moves[1], windows[0].stride, windows[1].stride, self.weight.shape[0], epilogue, isa,
+            moves[1], windows[0].stride, windows[1].stride, self.source.element == "s16", self.weight.shape[0], epilogue, isa,
         )  # fmt: skip
         kernel = depthwise_tile(draft, windows[0].dilation)
         weights = _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
@@ -174,11 +173,12 @@ def _by_block(
 
 
 def _packed_depthwise(kernel: Depthwise, weight: Tensor) -> Tensor:
-    """Weights as the kernel reads them: [block][row of the window][use][register][lane][4]."""
+    """Weights as the kernel reads them: [block][row of the window][use][register][lane][column]."""
+    weight = weight.to(torch.int16 if kernel.words else torch.int8)
     padded = torch.nn.functional.pad(weight, (0, 1, 0, 0, 0, 1))  # the tap -1 and the channel -1 are zero
     uses = torch.tensor([use.weights for use in kernel.uses()])
     parts = []
     for lanes in _lanes(kernel.epilogue, kernel.blocks, kernel.isa):
-        block = padded[lanes][:, :, uses]  # [lane, row, use, 4]
+        block = padded[lanes][:, :, uses]  # [lane, row, use, column]
         parts.append(block.permute(1, 2, 0, 3).reshape(-1))
     return torch.cat(parts).contiguous()

@@ -169,12 +169,10 @@ class Lowering:
         self.outputs.append(storage)
         self.returned[node] = place
         target = Value.of(storage)
-        if lazy.draft is not None and lazy.order == row_major:
-            builder.add(lazy.draft(lazy.clamped, target, 255), *lazy.ops)
-        elif lazy.draft is not None:
-            builder.steps.append(ElementwiseStep(node, read_form(builder.float_value(node)), target))
+        if lazy.draft is not None and lazy.order != row_major:
+            builder.add(ElementwiseStep(node, read_form(builder.float_value(node)), target))
         else:
-            builder.add(ElementwiseStep(node, lazy.clamped, target), *lazy.ops)
+            builder.emit(lazy, lazy.clamped, target)
         return node
 
 

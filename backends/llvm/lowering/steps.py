@@ -15,6 +15,7 @@ from ..kernels.axes import Axis, merged
 from ..kernels.elementwise import Elementwise
 from ..kernels.epilogue import Epilogue
 from ..kernels.fill import FillHalo
+from ..kernels.interleave import MOST_CHANNELS, Interleave
 from ..kernels.operands import BYTES, Element
 from ..runtime.kernels import Kernel
 from .terms import Expression, Form
@@ -37,7 +38,7 @@ class Step:
 
     Attributes:
         node: the op of the program that it computes.
-        form: what it stores, of its sums and other tensors; a u8 output is in steps of the target, rounded.
+        form: what it stores, of its sums and other tensors; integers are in steps of the target, rounded.
         target: where.
         top: the largest integer of a u8 output.
     """
@@ -67,8 +68,7 @@ class Step:
 
     def output(self, expression: Expression) -> Output:
         """The expression of the output."""
-        assert self.target.element != "s16"
-        limited = self.target.element == "u8" and not self.form.bound < 2**30
+        limited = self.target.element != "f32" and not self.form.bound < 2**30
         return Output(expression.of(self.form), self.target.element, limited)
 
     def epilogue(self, expression: Expression, channel_axis: int) -> Epilogue:
@@ -85,7 +85,6 @@ class Step:
 
 def element(value: Value, axis: int) -> Element:
     """How a tensor lies along an axis."""
-    assert value.element != "s16"
     return Element(value.element, value.strides[axis], value.storage.place in ("input", "output"))
 
 
@@ -111,7 +110,11 @@ class ElementwiseStep(Step):
         elements = tuple(
             Element(v.element, move, user) for v, move, user in zip(operands, inner.moves[1:], bounded, strict=True)  # type: ignore[arg-type]
         )
-        kernel = Elementwise(tuple(outer), inner.size, Epilogue(output, elements), isa)
+        kernel: Kernel = Elementwise(tuple(outer), inner.size, Epilogue(output, elements), isa)
+        if outer and 1 < inner.size <= MOST_CHANNELS and outer[-1].moves[0] == inner.size * size:
+            along = tuple(Element(e.kind, m, e.bounded) for e, m in zip(elements, outer[-1].moves[1:], strict=True))
+            if all(e.contiguous or e.step == 0 for e in along):
+                kernel = Interleave(tuple(outer[:-1]), outer[-1].size, inner, Epilogue(output, along), isa)
         return Made(kernel, (self.target, *operands, scalars(expression)))
 
 

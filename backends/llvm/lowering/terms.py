@@ -78,6 +78,20 @@ class Form:
 
         return Form(tuple((of(leaf), factor) for leaf, factor in self.terms), self.constant, self.bound)
 
+    def with_total_shifted(self, shift: Tensor) -> Form:
+        """The form with ``sum + shift`` for the sum."""
+
+        def of(leaf: Leaf) -> Leaf:
+            if isinstance(leaf, Apply):
+                return Apply(leaf.op, tuple(form.with_total_shifted(shift) for form in leaf.arguments))
+            return leaf
+
+        constant = self.constant
+        for leaf, factor in self.terms:
+            if isinstance(leaf, Total):
+                constant = constant + factor * shift
+        return Form(tuple((of(leaf), factor) for leaf, factor in self.terms), constant, self.bound)
+
     @property
     def leaves(self) -> list[Leaf]:
         """What it reads, also inside of functions."""

@@ -79,7 +79,7 @@ def _tiled(axis: Axis, tile: int) -> Axis:
 def _depthwise_cycles(kernel: Depthwise) -> float:
     lines = (kernel.height.tile - 1) * kernel.row_stride + kernel.window[0]
     loads = kernel.used_columns * lines
-    unpacking = 8 * kernel.quads * lines
+    unpacking = 2 * kernel.bundle * kernel.bundles * lines
     products = 4 * len(list(kernel.uses())) * kernel.window[0] * kernel.height.tile
     outputs = 4 * kernel.height.tile * kernel.width.tile
     return max(loads + products, unpacking + products) + EPILOGUE * outputs

@@ -13,7 +13,7 @@ from ..pooling import MaxStep, SumStep
 from ..steps import Step
 from ..terms import Form, Total
 from ..values import Storage, Value
-from .rule import Rule
+from .rule import Rule, each
 
 
 def max_pool(builder: Builder, node: fx.Node) -> bool:
@@ -23,7 +23,7 @@ def max_pool(builder: Builder, node: fx.Node) -> bool:
     axes = len(info.shape) - 2
     sizes, strides, paddings = _windows(builder, node, axes)
     dilation = builder.param(node, "dilation", 1)
-    if any(d != 1 for d in _each(dilation, axes)) or builder.param(node, "return_indices", False):
+    if any(d != 1 for d in each(dilation, axes)) or builder.param(node, "return_indices", False):
         return False
     source = builder.channels_last(value, node, zero)
     order = (0, *range(2, axes + 2), 1)
@@ -79,12 +79,12 @@ def _average(builder: Builder, node: fx.Node, source: fx.Node, windows: tuple[Wi
     full = (*value.shape[:2], *[1] * axes) if len(shape) == 2 else shape
     bound = 255 * scale if value.element == "u8" else math.inf
 
-    def draft(form: Form, target: Value, top: int) -> Step:
+    def draft(form: Form, target: Value, top: int) -> list[Step]:
         if len(target.shape) == 2:  # a mean drops the axes
             for axis in range(2, axes + 2):
                 target = target.with_one(axis)
             form = form.with_values(lambda v: _with_ones(v.expanded(shape), axes))
-        return SumStep(node, form, target, top, source=value, windows=windows)
+        return [SumStep(node, form, target, top, source=value, windows=windows)]
 
     form = Form.of(Total(), scale / count, -scale * zero, bound)
     order = (0, *range(2, axes + 2), 1) if len(shape) == len(full) else (0, 1)
@@ -101,11 +101,8 @@ def _with_ones(value: Value, axes: int) -> Value:
 def _windows(builder: Builder, node: fx.Node, axes: int) -> tuple[tuple[int, ...], ...]:
     size = builder.param(node, "kernel_size")
     stride = builder.param(node, "stride") or size
-    return _each(size, axes), _each(stride, axes), _each(builder.param(node, "padding", 0), axes)
+    return each(size, axes), each(stride, axes), each(builder.param(node, "padding", 0), axes)
 
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return (int(value),) * axes if isinstance(value, int) else tuple(int(v) for v in value) * (axes // len(value))
 
 
 RULES: dict[str, Rule] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
@@ -10,3 +10,8 @@ from ..builder import Builder
 
 # Sets what the node is, and returns True; or changes nothing and returns False, and torch runs the op.
 Rule = Callable[[Builder, fx.Node], bool]
+
+
+def each(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """A parameter of a window, one for each axis."""
+    return (int(value),) * axes if isinstance(value, int) else tuple(int(v) for v in value) * (axes // len(value))

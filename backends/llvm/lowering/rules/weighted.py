@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from dataclasses import dataclass
+
 
 import torch
 from torch import Tensor, fx
@@ -10,114 +12,198 @@ from torch import Tensor, fx
 from .....compiler.numerics.quantize import dequantize_channels
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
+from ..entry import PRODUCTS
 from ..steps import Step
 from ..terms import Form, Total
-from ..values import Storage, Value
-from .rule import Rule
+from ..values import Value
+from .rule import Rule, each
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a layer reads.
+
+    Attributes:
+        value: the input, integers.
+        scale, zero: of the input.
+        weight: int8, output channels first.
+        scales: fp64, by output channel.
+        bias: fp64, by output channel, or 0.
+    """
+
+    value: Value
+    scale: float
+    zero: int
+    weight: Tensor
+    scales: Tensor
+    bias: Tensor | float
+
+    @property
+    def form(self) -> Form:
+        """The output: a sum without the zero point of the input, scaled, and the bias."""
+        factor = self.scale * self.scales
+        top = 255 if self.value.element == "u8" else 32767
+        most = (factor * top * self.weight.double().abs().flatten(1).sum(1)).max()
+        return Form.of(Total(), factor, self.bias, float(most + torch.as_tensor(self.bias).abs().max()))
+
+    def without_zero(self, form: Form, weight: Tensor) -> Form:
+        """``form`` over the sum that the kernel computes with ``weight``, in which each input has the zero point."""
+        return form.with_total_shifted(-self.zero * weight.double().flatten(1).sum(1))
 
 
 def convolution(builder: Builder, node: fx.Node) -> bool:
     """A convolution over one, two or three axes."""
-    weight = _weight(builder, node.args[1])
-    known = builder.read(node.args[0]).plain  # type: ignore[arg-type]
-    if weight is None or known is None or known[0].element != "u8":
+    operands = _operands(builder, node, 0)
+    if operands is None:
         return False
-    value, scale, zero = known
-    integers, scales = weight
-    axes = integers.dim() - 2
-    each = {name: _each(builder.param(node, name, default), axes)
-            for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))}  # fmt: skip
-    padding = builder.param(node, "padding", 0)
-    sizes = integers.shape[2:]
-    if padding == "valid":
-        each["padding"] = (0,) * axes
-    elif padding == "same":
-        each["padding"] = tuple(d * (k - 1) // 2 for d, k in zip(each["dilation"], sizes, strict=True))
-    windows = tuple(
-        Window(size, stride, pad, dilation)
-        for size, stride, pad, dilation in zip(sizes, each["stride"], each["padding"], each["dilation"], strict=True)
-    )
+    weight = operands.weight
+    axes = weight.dim() - 2
+    strides, dilations = (each(builder.param(node, name, 1), axes) for name in ("stride", "dilation"))
+    paddings = builder.param(node, "padding", 0)
+    sizes = tuple(weight.shape[2:])
+    if paddings == "same":
+        paddings = tuple(d * (k - 1) // 2 for d, k in zip(dilations, sizes, strict=True))
+    paddings = each(0 if paddings == "valid" else paddings, axes)
+    windows = tuple(Window(*w) for w in zip(sizes, strides, paddings, dilations, strict=True))
     groups = int(builder.param(node, "groups", 1))
-    source = builder.channels_last(value, node, zero, [(w.padding, w.padding) for w in windows])
+    source = builder.channels_last(operands.value, node, operands.zero, [(p, p) for p in paddings])
 
-    def draft(form: Form, target: Value, top: int) -> Step:
-        return ContractionStep(node, form, target, top, source=source, weight=integers, windows=windows, groups=groups)
+    def draft(form: Form, target: Value, top: int) -> list[Step]:
+        own = operands.without_zero(form, weight)
+        return [ContractionStep(node, own, target, top, source=source, weight=weight, windows=windows, groups=groups)]
 
-    order = (0, *range(2, axes + 2), 1)
-    builder.set(node, _form(builder, node, integers, scales, scale, zero), order=order, draft=draft)
+    builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft)
     return True
+
+
+def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
+    """A transposed convolution: for each place within a stride, a convolution with some of the taps."""
+    operands = _operands(builder, node, 1)
+    if operands is None:
+        return False
+    weight = operands.weight  # [output channels, input channels of the group, taps...]
+    axes = weight.dim() - 2
+    strides, paddings, dilations = (
+        each(builder.param(node, name, default), axes) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    if any(d != 1 for d in dilations) or any(k < s for k, s in zip(weight.shape[2:], strides, strict=True)):
+        return False
+    groups = int(builder.param(node, "groups", 1))
+    outputs, inputs = builder.infos[node].shape[2:], operands.value.shape[2:]
+    phases = [
+        [Phase.of(first, *numbers) for first in range(min(numbers[0], numbers[4]))]
+        for numbers in zip(strides, weight.shape[2:], paddings, inputs, outputs, strict=True)
+    ]
+    halo = [(max(p.before for p in axis), max(p.after for p in axis)) for axis in phases]
+    source = builder.channels_last(operands.value, node, operands.zero, halo)
+
+    def draft(form: Form, target: Value, top: int) -> list[Step]:
+        steps: list[Step] = []
+        for place in itertools.product(*phases):
+            taps, part, windows = weight, target, []
+            for axis, phase in enumerate(place, 2):
+                taps = taps.index_select(axis, torch.tensor(phase.taps))
+                part = part.narrowed(axis, phase.first, phase.count, strides[axis - 2])
+                windows.append(Window(len(phase.taps), 1, phase.padding))
+            own = operands.without_zero(form, taps).with_values(
+                lambda v: _narrowed(v.expanded(target.shape), place, strides)  # noqa: B023
+            )
+            steps.append(ContractionStep(node, own, part, top, source=source, weight=taps, windows=tuple(windows),
+                                         groups=groups))  # fmt: skip
+        return steps
+
+    builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft)
+    return True
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Outputs of a transposed convolution that are a stride apart, along one axis.
+
+    Attributes:
+        first: the first of these outputs.
+        count: how many there are.
+        taps: of the weight, in the order in which they meet the inputs.
+        padding: how far the first window begins before the input; negative: after it.
+        before, after: inputs that the windows need before and after those that there are.
+    """
+
+    first: int
+    count: int
+    taps: tuple[int, ...]
+    padding: int
+    before: int
+    after: int
+
+    @staticmethod
+    def of(first: int, stride: int, size: int, padding: int, inputs: int, outputs: int) -> Phase:
+        # Output o meets input i at tap o + padding - i * stride.
+        rest = (first + padding) % stride
+        taps = tuple(reversed(range(rest, size, stride)))
+        newest = (first + padding - rest) // stride  # the last input that the first output reads
+        begin = newest - len(taps) + 1
+        count = -(-(outputs - first) // stride)
+        after = newest + count - inputs
+        return Phase(first, count, taps, -begin, max(0, -begin), max(0, after))
+
+
+def _narrowed(value: Value, place: tuple[Phase, ...], strides: tuple[int, ...]) -> Value:
+    for axis, (phase, stride) in enumerate(zip(place, strides, strict=True), 2):
+        value = value.narrowed(axis, phase.first, phase.count, stride)
+    return value
 
 
 def linear(builder: Builder, node: fx.Node) -> bool:
     """A linear layer, over the last axis."""
-    weight = _weight(builder, node.args[1])
-    known = builder.read(node.args[0]).plain  # type: ignore[arg-type]
-    if weight is None or known is None or known[0].element != "u8" or len(known[0].shape) < 2:
+    operands = _operands(builder, node, 0)
+    if operands is None or len(operands.value.shape) < 2:
         return False
-    value, scale, zero = known
-    integers, scales = weight
-    last = value.dims[-1]
-    if last.axis != value.storage.order[-1] or last.step != 1:
-        value = _row_major(builder, node, value, zero)
-    axes = len(value.shape)
+    axes = len(operands.value.shape)
+    value = builder.row_major(operands.value, node)
     channels_first = (0, axes - 1, *range(1, axes - 1))
     source = value.permuted(channels_first)
+    weight = operands.weight.reshape(*operands.weight.shape, *[1] * (axes - 2))
 
-    def draft(form: Form, target: Value, top: int) -> Step:
-        moved = form.with_values(lambda v: v.expanded(target.shape).permuted(channels_first))
+    def draft(form: Form, target: Value, top: int) -> list[Step]:
+        own = operands.without_zero(form, weight).with_values(
+            lambda v: v.expanded(target.shape).permuted(channels_first)
+        )
         windows = (Window(1),) * (axes - 2)
-        weights = integers.reshape(*integers.shape, *[1] * (axes - 2))
-        return ContractionStep(node, moved, target.permuted(channels_first), top, source=source, weight=weights,
-                               windows=windows)  # fmt: skip
+        return [ContractionStep(node, own, target.permuted(channels_first), top, source=source, weight=weight,
+                                windows=windows)]  # fmt: skip
 
-    builder.set(node, _form(builder, node, integers, scales, scale, zero), order=tuple(range(axes)), draft=draft)
+    builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
     return True
 
 
-def _row_major(builder: Builder, node: fx.Node, value: Value, zero: int) -> Value:
-    from ..builder import read_form
-    from ..steps import ElementwiseStep
-
-    copy = Value.of(Storage(value.element, value.shape, tuple(range(len(value.shape))), zero=zero))
-    builder.steps.append(ElementwiseStep(node, read_form(value), copy))
-    return copy
-
-
-def _weight(builder: Builder, node: Any) -> tuple[Tensor, Tensor] | None:
-    """Integers without a zero point, and fp64 scales by output channel; None if they do not fit int8."""
-    if not isinstance(node, fx.Node) or node.target is not dequantize_channels:
+def _operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None:
+    """Integer input and weight; None if one of them is not, or does not fit a kernel."""
+    if len(node.args) < 2:
+        return None  # a module, whose weight is fp32
+    weight_node, known = node.args[1], builder.read(node.args[0]).plain  # type: ignore[arg-type]
+    if known is None or known[0].element == "f32":
         return None
-    integers, scale, zero_point = (builder.constant(n) for n in node.args[:3])  # type: ignore[arg-type]
-    axis: Any = node.args[3]
-    if axis != 0:
+    if not isinstance(weight_node, fx.Node) or weight_node.target is not dequantize_channels:
         return None
-    shape = [-1] + [1] * (integers.dim() - 1)
-    shifted = integers.to(torch.int16) - zero_point.to(torch.int16).reshape(shape)
+    integers, scale, zero_point = (builder.constant(n) for n in weight_node.args[:3])  # type: ignore[arg-type]
+    if weight_node.args[3] != axis:
+        return None
+    groups = int(builder.param(node, "groups", 1))
+    if axis == 1:  # [input channels, output channels of the group, taps...]
+        parts = integers.reshape(groups, -1, *integers.shape[1:]).transpose(1, 2)
+        integers, scale, zero_point = parts.flatten(0, 1), scale.repeat(groups), zero_point.repeat(groups)
+    shifted = integers.short() - zero_point.short().reshape(-1, *[1] * (integers.dim() - 1))
     if int(shifted.min()) < -128 or int(shifted.max()) > 127:
         return None
-    return shifted.to(torch.int8), scale.double().expand(integers.shape[0])
-
-
-def _form(builder: Builder, node: fx.Node, integers: Tensor, scales: Tensor, scale: float, zero: int) -> Form:
-    """``scale * scales * (sum - zero * sum of weights) + bias``."""
-    factor = scale * scales
-    rows = integers.double().flatten(1)
+    if known[0].element == "s16" and shifted[0].numel() > PRODUCTS:
+        return None
     bias_node = node.kwargs.get("bias")
     bias = builder.constant(bias_node).double() if isinstance(bias_node, fx.Node) else 0.0
-    shift = bias - factor * zero * rows.sum(1)
-    bound = float((factor * 255 * rows.abs().sum(1)).max() + shift.abs().max())
-    return Form.of(Total(), factor, shift, bound)
-
-
-def _each(value: Any, axes: int) -> tuple[int, ...]:
-    if isinstance(value, str):
-        return (0,) * axes
-    return (int(value),) * axes if isinstance(value, int) else tuple(int(v) for v in value) * (axes // len(value))
+    return Operands(*known, shifted.to(torch.int8), scale.double().expand(shifted.shape[0]), bias)
 
 
 RULES: dict[str, Rule] = {
-    "conv1d": convolution,
-    "conv2d": convolution,
-    "conv3d": convolution,
+    **{f"conv{d}d": convolution for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": transposed_convolution for d in (1, 2, 3)},
     "linear": linear,
 }
