@@ -31,10 +31,11 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from tests.models import ZOO, batches, settled
+from tests.models import FURTHER_CNNS, ZOO, batches, settled
 
 from .peers import CONTENDERS, PEERS, TORCH_AO, Build, Inputs, Runner, cpu_info, has_vnni, quiet
 
+MODELS = {**ZOO, **FURTHER_CNNS}
 PAUSE = 0.1  # seconds before each contender's turn
 WARM_UPS = 2  # untimed calls per turn
 CALLS = 3  # timed calls per turn
@@ -167,7 +168,7 @@ def chosen(known: Iterable[str], text: str) -> list[str]:
 def parse() -> argparse.Namespace:
     """The command line; models and contenders are selected by parts of their names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.split("\n")[0])
-    for flag, known in (("--models", ZOO), ("--peers", CONTENDERS)):
+    for flag, known in (("--models", MODELS), ("--peers", CONTENDERS)):
         text = f"parts of names, comma-separated; default all: {', '.join(known)}"
         parser.add_argument(flag, type=partial(chosen, known), default=list(known), help=text)
     for flag, default in (("--batch", 1), ("--threads", 2), ("--rounds", 30), ("--calibration-batches", 8)):
@@ -183,9 +184,9 @@ def main() -> None:
     print(head, flush=True)
     summary, loads = list[list[str]](), list[str]()
     for name in options.models:
-        model = settled(name)
-        calibration = batches(name, options.calibration_batches, options.batch, seed=1)
-        held_out = batches(name, HELD_OUT, options.batch, seed=2)
+        model = settled(name, zoo=MODELS)
+        calibration = batches(name, options.calibration_batches, options.batch, seed=1, zoo=MODELS)
+        held_out = batches(name, HELD_OUT, options.batch, seed=2, zoo=MODELS)
         results = [
             build(model, peer, CONTENDERS[peer], calibration, held_out, options.threads) for peer in options.peers
         ]

@@ -13,6 +13,17 @@ from typing import Any
 LARGEST = 64 * 2**20  # bytes
 
 
+def cache_folder() -> Path | None:
+    """Where measured times and object code are kept: ``$FXQUANT_CACHE``; None if there is no home folder, either."""
+    given = os.environ.get("FXQUANT_CACHE")
+    if given:
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "fxquant"
+    except RuntimeError:
+        return None
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
@@ -38,7 +49,16 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, or leave the old one as it is. A link at ``path`` is replaced, not followed.
+    """Write a JSON file, see :func:`write_file`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_file(path, json.dumps(content).encode())
+
+
+def write_file(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Write a file, or leave the old one as it is. A link at ``path`` is replaced, not followed.
 
     Raises:
         OSError: it cannot be written.
@@ -46,9 +66,9 @@ def write_json(path: Path, content: Any) -> None:
     # A new name that nobody can guess, opened for us alone.
     number, draft = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(number, "w") as file:
-            json.dump(content, file)
-        os.chmod(draft, 0o644)
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        os.chmod(draft, mode)
         os.replace(draft, path)
     except BaseException:
         with suppress(OSError):

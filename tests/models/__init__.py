@@ -3,9 +3,10 @@
 from .convolutional import mobilenet_v3_large, resnet18
 from .layers import ConvBNAct
 from .sequences import BertEncoder
-from .zoo import ZOO, ZooModel, batches, images, settled
+from .zoo import FURTHER_CNNS, ZOO, ZooModel, batches, images, settled
 
 __all__ = [
+    "FURTHER_CNNS",
     "ZOO",
     "BertEncoder",
     "ConvBNAct",

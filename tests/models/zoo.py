@@ -18,6 +18,7 @@ from .convolutional import (
     resnet18,
     resnet50,
 )
+from .further_cnns import convnext_atto, ghostnet, mnasnet_a1, regnet_y_400mf, repvgg_a0
 from .segmentation import UNet
 from .sequences import BertEncoder, LSTMClassifier, ViT
 
@@ -66,6 +67,18 @@ ZOO: dict[str, ZooModel] = {
         ZooModel("bert_encoder", BertEncoder, lambda n: (torch.randint(8192, (n, 128)),), "transformer"),
         ZooModel("vit", ViT, _pictures(224), "transformer"),
         ZooModel("lstm_classifier", LSTMClassifier, lambda n: (torch.randn(n, 50, 256),), "recurrent"),
+    )
+}
+
+# Further networks for benchmarks, and for tests of what only they have.
+FURTHER_CNNS: dict[str, ZooModel] = {
+    model.name: model
+    for model in (
+        ZooModel("mnasnet_a1", mnasnet_a1, _pictures(224), "cnn"),
+        ZooModel("regnet_y_400mf", regnet_y_400mf, _pictures(224), "cnn"),
+        ZooModel("ghostnet", ghostnet, _pictures(224), "cnn"),
+        ZooModel("repvgg_a0", repvgg_a0, _pictures(224), "cnn"),
+        ZooModel("convnext_atto", convnext_atto, _pictures(224), "cnn"),
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, cached_property
 from typing import Any
 
 from llvmlite import ir
@@ -24,9 +25,26 @@ def i64(value: int) -> Any:
     return ir.Constant(I64, value)
 
 
+class _Constant(ir.Constant):
+    """A constant whose text is made once: kernels have thousands of references to a few of them."""
+
+    @cached_property
+    def _text(self) -> str:
+        return super().get_reference()
+
+    def get_reference(self) -> str:
+        return self._text
+
+
+@cache
 def splat(value: float, element: Any, lanes: int) -> Any:
     """A constant vector with one value in every lane."""
-    return ir.Constant(vector(element, lanes), [value] * lanes)
+    return _Constant(vector(element, lanes), [value] * lanes)
+
+
+@cache
+def _mask(lanes: tuple[int, ...]) -> Any:
+    return _Constant(vector(I32, len(lanes)), list(lanes))
 
 
 class Code:
@@ -65,6 +83,13 @@ class Code:
         with self.b.goto_block(self._entry), self.b.goto_entry_block():
             slot = self.b.alloca(kind)
         self.b.store(value, slot)
+        return slot
+
+    def array(self, element: Any, count: int) -> Value:
+        """Memory of the thread, as long as the kernel runs."""
+        with self.b.goto_block(self._entry), self.b.goto_entry_block():
+            slot = self.b.alloca(ir.ArrayType(element, count))
+        slot.type = PTR  # llvmlite would say what it points to, as LLVM no longer does
         return slot
 
     @contextmanager
@@ -128,21 +153,17 @@ class Code:
 
     def take(self, value: Value, lanes: Sequence[int]) -> Value:
         """Some lanes of a vector, in a new order."""
-        return self.b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _mask(lanes))
+        return self.b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), _mask(tuple(lanes)))
 
     def shuffle(self, first: Value, second: Value, lanes: Sequence[int]) -> Value:
         """Lanes of two vectors, counted through both."""
-        return self.b.shuffle_vector(first, second, _mask(lanes))
+        return self.b.shuffle_vector(first, second, _mask(tuple(lanes)))
 
     def repeat(self, scalar: Value, lanes: int) -> Value:
         """A vector with ``scalar`` in every lane."""
         kind = vector(scalar.type, lanes)
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.take(one, [0] * lanes)
-
-
-def _mask(lanes: Sequence[int]) -> Any:
-    return ir.Constant(vector(I32, len(lanes)), list(lanes))
 
 
 def _size(element: Any) -> int:

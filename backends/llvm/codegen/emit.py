@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llvmlite import ir
 
 from .code import F32, I32, Code, Value, splat, vector
-from .expr import Binary, Expr, Operand, Output, Param, Sum, Unary
+from .expr import Binary, Expr, Fma, Operand, Output, Param, Sum, Unary
 from .functions import FUNCTIONS
 from .isa import Isa
 
@@ -46,10 +46,13 @@ class Lanes:
     def rint(self, a: Value) -> Value:
         return self.code.intrinsic(f"llvm.rint.v{self.isa.lanes}f32", a.type, (a,))
 
-    def power_of_two(self, a: Value) -> Value:
-        b, lanes = self.code.b, self.isa.lanes
-        exponent = b.add(b.fptosi(a, vector(I32, lanes)), splat(127, I32, lanes))
-        return b.bitcast(b.shl(exponent, splat(23, I32, lanes)), a.type)
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
+        return self.code.intrinsic(f"llvm.fma.v{self.isa.lanes}f32", a.type, (a, b, c))
+
+    def ldexp(self, a: Value, n: Value) -> Value:
+        b, kind = self.code.b, vector(I32, self.isa.lanes)
+        exponent = b.shl(b.fptosi(n, kind), splat(23, I32, self.isa.lanes))
+        return b.bitcast(b.add(b.bitcast(a, kind), exponent), a.type)
 
 
 @dataclass
@@ -95,6 +98,8 @@ class Scope:
                 return self.operand(index)
             case Param():
                 return self.param(expr)
+            case Fma(factor, other, term):
+                return lanes.fma(self.value(factor), self.value(other), self.value(term))
             case Binary(op, left, right):
                 return getattr(lanes, op)(self.value(left), self.value(right))
             case Unary(function, inner):

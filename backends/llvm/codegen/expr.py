@@ -46,6 +46,15 @@ class Binary(Expr):
 
 
 @dataclass(frozen=True)
+class Fma(Expr):
+    """``factor * other + term``, rounded once."""
+
+    factor: Expr
+    other: Expr
+    term: Expr
+
+
+@dataclass(frozen=True)
 class Unary(Expr):
     """A function of one value, of :mod:`.functions`."""
 

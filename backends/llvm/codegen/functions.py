@@ -21,88 +21,74 @@ class Machine(Protocol):
     def div(self, a: V, b: V) -> V: ...
     def min(self, a: V, b: V) -> V: ...
     def max(self, a: V, b: V) -> V: ...
+    def fma(self, a: V, b: V, c: V) -> V:
+        """a * b + c, rounded once."""
+
     def rint(self, a: V) -> V:
         """To the nearest integer, half to even."""
 
-    def power_of_two(self, a: V) -> V:
-        """2**a for an integer ``a`` from -126 to 127."""
+    def ldexp(self, a: V, n: V) -> V:
+        """a * 2**n for an integer ``n``; neither ``a`` nor the result is subnormal."""
 
 
 def exp(m: Machine, x: V) -> V:
-    """e**x to about one unit in the last place, as in the Cephes library; x is limited to [-87, 88]."""
-    x = m.min(m.max(x, m.const(-87.0)), m.const(88.0))
-    n = m.rint(m.mul(x, m.const(1.44269504088896341)))
-    r = m.sub(m.sub(x, m.mul(n, m.const(0.693359375))), m.mul(n, m.const(-2.12194440e-4)))
-    p = _polynomial(m, r, (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
-    y = m.add(m.add(m.mul(p, m.mul(r, r)), r), m.const(1.0))
-    return m.mul(y, m.power_of_two(n))
+    """e**x to 2e-7 of its value, for x from -87 to 87; others are limited to that."""
+    return _exp2(m, m.mul(x, m.const(1.4426950408889634)))
+
+
+def _exp2(m: Machine, x: V) -> V:
+    """2**x: a polynomial on the part behind the point, from -0.5 to 0.5. Minimax in relative error: 7.5e-8."""
+    x = m.min(m.max(x, m.const(-125.5)), m.const(125.5))
+    n = m.rint(x)
+    coefficients = (0.00132764719, 0.00967554148, 0.0555071267, 0.240221197, 0.693146967, 1.00000007)
+    return m.ldexp(_polynomial(m, m.sub(x, n), coefficients), n)
 
 
 def sigmoid(m: Machine, x: V) -> V:
-    return m.div(m.const(1.0), m.add(m.const(1.0), exp(m, m.sub(m.const(0.0), x))))
+    return m.div(m.const(1.0), _one_plus_exp_minus(m, x))
 
 
 def silu(m: Machine, x: V) -> V:
-    return m.div(x, m.add(m.const(1.0), exp(m, m.sub(m.const(0.0), x))))
+    return m.div(x, _one_plus_exp_minus(m, x))
 
 
 def tanh(m: Machine, x: V) -> V:
-    """2 * sigmoid(2x) - 1, whose error is that of rounding near zero."""
-    return m.sub(m.mul(m.const(2.0), sigmoid(m, m.mul(m.const(2.0), x))), m.const(1.0))
-
-
-def gelu_tanh(m: Machine, x: V) -> V:
-    """x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x**3): the approximation of Hendrycks and Gimpel 2016."""
-    cube = m.mul(m.mul(x, x), x)
-    inner = m.mul(m.const(1.5957691216057308), m.add(x, m.mul(m.const(0.044715), cube)))
-    return m.mul(x, sigmoid(m, inner))
+    """2 * sigmoid(2x) - 1, to 2e-7."""
+    return m.sub(m.div(m.const(2.0), _one_plus_exp_minus(m, m.add(x, x))), m.const(1.0))
 
 
 def gelu(m: Machine, x: V) -> V:
-    """x * (1 + erf(x / sqrt(2))) / 2."""
-    half = m.mul(m.const(0.5), x)
-    return m.add(half, m.mul(half, _erf(m, m.mul(x, m.const(0.7071067811865476)))))
+    """x * sigmoid(u) with u = 1.595 x + 0.07401 x**3 - 0.000703 x**5, which is within 2.6e-5 of x * Phi(x)."""
+    limited = m.min(m.max(x, m.const(-6.0)), m.const(6.0))
+    square = m.mul(limited, limited)
+    factor = _polynomial(m, square, (-0.000703034053, 0.0740112951, 1.59501577))
+    return m.div(x, _one_plus_exp_minus(m, m.mul(limited, factor)))
 
 
-def _erf(m: Machine, x: V) -> V:
-    """To 1.5e-7, Abramowitz and Stegun 7.1.26."""
-    size = m.max(x, m.sub(m.const(0.0), x))
-    t = m.div(m.const(1.0), m.add(m.const(1.0), m.mul(m.const(0.3275911), size)))
-    p = _polynomial(m, t, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
-    tail = m.mul(m.mul(p, t), exp(m, m.sub(m.const(0.0), m.mul(size, size))))
-    # The sign of x: x / |x|, and a number near one where x is not tiny.
-    sign = m.max(m.min(m.mul(x, m.const(1e30)), m.const(1.0)), m.const(-1.0))
-    return m.mul(sign, m.sub(m.const(1.0), tail))
+def gelu_tanh(m: Machine, x: V) -> V:
+    """x * sigmoid(2u) with u = sqrt(2 / pi) (x + 0.044715 x**3), as ``approximate="tanh"``."""
+    square = m.mul(x, x)
+    factor = m.fma(square, m.const(0.07135481283), m.const(1.5957691216))
+    return m.div(x, _one_plus_exp_minus(m, m.mul(x, factor)))
 
 
 def hardswish(m: Machine, x: V) -> V:
-    return m.mul(m.mul(x, _three_to_nine(m, x)), m.const(1.0 / 6.0))
+    return m.mul(x, hardsigmoid(m, x))
 
 
 def hardsigmoid(m: Machine, x: V) -> V:
-    return m.mul(_three_to_nine(m, x), m.const(1.0 / 6.0))
+    return m.min(m.max(m.fma(x, m.const(1.0 / 6.0), m.const(0.5)), m.const(0.0)), m.const(1.0))
 
 
-def relu(m: Machine, x: V) -> V:
-    return m.max(x, m.const(0.0))
-
-
-def rint(m: Machine, x: V) -> V:
-    return m.rint(x)
-
-
-def _three_to_nine(m: Machine, x: V) -> V:
-    return m.min(m.max(m.add(x, m.const(3.0)), m.const(0.0)), m.const(6.0))
+def _one_plus_exp_minus(m: Machine, x: V) -> V:
+    return m.add(m.const(1.0), _exp2(m, m.mul(x, m.const(-1.4426950408889634))))
 
 
 def _polynomial(m: Machine, x: V, coefficients: tuple[float, ...]) -> V:
-    first, *rest = coefficients
-    total = m.const(first)
-    for value in rest:
-        total = m.add(m.mul(total, x), m.const(value))
+    total = m.const(coefficients[0])
+    for value in coefficients[1:]:
+        total = m.fma(total, x, m.const(value))
     return total
 
 
-FUNCTIONS = {
-    f.__name__: f for f in (exp, sigmoid, silu, tanh, gelu_tanh, gelu, hardswish, hardsigmoid, relu, rint)
-}
+FUNCTIONS = {f.__name__: f for f in (exp, sigmoid, silu, tanh, gelu, gelu_tanh, hardswish, hardsigmoid)}

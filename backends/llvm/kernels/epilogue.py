@@ -75,6 +75,7 @@ class Store:
 
     Attributes:
         params: parameters of the block, fp32 [params][lanes of the block].
+        param_bytes: from one parameter to the next; 0: as many as the lanes of the block take.
         scalars: parameters that are one in all.
     """
 
@@ -83,6 +84,7 @@ class Store:
     epilogue: Epilogue
     params: Value
     scalars: Value
+    param_bytes: int = 0
 
     def block(self, totals: Sequence[Value] | None, pointers: Sequence[Value], block: Block) -> None:
         """Compute and store. ``pointers`` are those of the output and of the operands at the first channel."""
@@ -105,7 +107,8 @@ class Store:
 
         def param(which: Param) -> Value:
             if which.per_channel:
-                return c.load(c.at(self.params, 4 * lanes * (which.index * block.vectors + place)), vector(F32, lanes))
+                each = self.param_bytes or 4 * lanes * block.vectors
+                return c.load(c.at(self.params, which.index * each + 4 * lanes * place), vector(F32, lanes))
             return c.repeat(c.load(c.at(self.scalars, 4 * which.index), F32), lanes)
 
         return Scope(c, self.isa, lambda i: operands[i].vector(v), param, total)

@@ -7,6 +7,7 @@ run, it loads the weights of its channels once, and broadcasts the input of each
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -160,12 +161,16 @@ class _Emitter:
         stride = vectors * self.isa.lanes * 4
         dot = self.isa.dot_words if g.words else self.isa.dot
 
-        def step(a: Value, w: Value) -> None:
-            b = [c.load(c.at(w, v * self.isa.lanes * 4), kind) for v in range(vectors)]
-            for shift, row in zip(shifts, sums, strict=True):
-                broadcast = c.repeat(c.load(c.at(a, shift), I32), self.isa.lanes)
-                for v, slot in enumerate(row):
-                    c.b.store(dot(c, c.b.load(slot), broadcast, b[v]), slot)
+        def steps(places: Sequence[tuple[Value, Value]]) -> None:
+            totals = [[c.b.load(slot) for slot in row] for row in sums]
+            for a, w in places:
+                b = [c.load(c.at(w, v * self.isa.lanes * 4), kind) for v in range(vectors)]
+                for shift, row in zip(shifts, totals, strict=True):
+                    broadcast = c.repeat(c.load(c.at(a, shift), I32), self.isa.lanes)
+                    row[:] = [dot(c, total, broadcast, b[v]) for v, total in enumerate(row)]
+            for row, totals_of_row in zip(sums, totals, strict=True):
+                for slot, total in zip(row, totals_of_row, strict=True):
+                    c.b.store(total, slot)
 
         with ExitStack() as loops:
             a, w, inner = source, weights, g.depth * stride
@@ -178,8 +183,7 @@ class _Emitter:
             if even:
                 with c.loop(0, even, 2) as k:
                     ak, wk = c.at(a, c.times(k, 4)), c.at(w, c.times(k, stride))
-                    step(ak, wk)
-                    step(c.at(ak, 4), c.at(wk, stride))
-            for k in range(even, g.steps):
-                step(c.at(a, 4 * k), c.at(w, k * stride))
+                    steps([(ak, wk), (c.at(ak, 4), c.at(wk, stride))])
+            if even < g.steps:
+                steps([(c.at(a, 4 * k), c.at(w, k * stride)) for k in range(even, g.steps)])
         return [[c.b.load(slot) for slot in row] for row in sums]

@@ -20,12 +20,12 @@ from ...ops.table import OPS
 from ..codegen.isa import Isa
 from .builder import Builder, read_form
 from .plan import Plan
-from .rules import pointwise, pools, shapes, weighted
+from .rules import norms, pointwise, pools, shapes, weighted
 from .rules.rule import Rule
 from .steps import ElementwiseStep, Step, TorchStep
 from .values import Storage, Value
 
-RULES: Mapping[str, Rule] = {**weighted.RULES, **pointwise.RULES, **shapes.RULES, **pools.RULES}
+RULES: Mapping[str, Rule] = {**weighted.RULES, **pointwise.RULES, **shapes.RULES, **pools.RULES, **norms.RULES}
 
 
 class Lowering:

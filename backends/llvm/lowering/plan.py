@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -225,6 +227,27 @@ class Plan:
             else:
                 self._run_singly(arena, env, after)
         return map_arg(self.result, lambda n: results[self.returned[n]] if n in self.returned else env[n])
+
+    def step_seconds(self, given: Mapping[fx.Node, Any], rounds: int) -> list[float]:
+        """Seconds of each native step within whole runs, the median of ``rounds``."""
+        tensors = [given[n] for n in self.inputs]
+        results = [torch.empty(s.shape, dtype=DTYPES[s.element]) for s in self.outputs]
+        found = np.zeros((rounds, len(self.native)))
+        with self.program.arena() as arena:
+            for row in found:
+                arena.give([*tensors, *results])
+                env: dict[fx.Node, Any] = dict(given)
+                for segment in self.segments:
+                    if segment.torch_step is not None:
+                        self._run_torch(segment.torch_step, arena, env)
+                        continue
+                    clocks = np.zeros(segment.last - segment.first + 1, dtype=np.int64)
+                    start = time.perf_counter()
+                    arena.run(segment.first, segment.last, clocks)
+                    seconds = time.perf_counter() - start
+                    ticks = np.diff(clocks)
+                    row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
+        return [float(t) for t in np.median(found, axis=0)]
 
     def _run_singly(self, arena: Arena, env: dict[fx.Node, Any], after: Callable[[int, Arena], None]) -> None:
         native = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..codegen.expr import Binary, Expr, Operand, Param, Sum, Unary
+from ..codegen.expr import Binary, Expr, Fma, Operand, Param, Sum, Unary
 from .values import Value
 
 
@@ -137,17 +137,15 @@ class Expression:
     scalars: list[float] = field(default_factory=list)
 
     def of(self, form: Form) -> Expr:
-        """The expression of a form: terms in order, the constant after the first."""
-        total: Expr | None = None
-        constant = form.constant
+        """The expression of a form: the constant plus each term in order."""
+        total = self._param(form.constant) if bool((form.constant != 0).any()) else None
         for leaf, factor in form.terms:
-            term = self._leaf(leaf)
-            if not bool((factor == 1).all()):
-                term = Binary("mul", term, self._param(factor))
-            total = term if total is None else Binary("add", total, term)
-            if bool((constant != 0).any()):
-                total, constant = Binary("add", total, self._param(constant)), torch.zeros((), dtype=torch.double)
-        return total if total is not None else self._param(constant)
+            term, one = self._leaf(leaf), bool((factor == 1).all())
+            if total is None:
+                total = term if one else Binary("mul", term, self._param(factor))
+            else:
+                total = Binary("add", term, total) if one else Fma(term, self._param(factor), total)
+        return total if total is not None else self._param(form.constant)
 
     def _leaf(self, leaf: Leaf) -> Expr:
         if isinstance(leaf, Total):

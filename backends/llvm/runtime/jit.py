@@ -38,7 +38,8 @@ def compile_ir(text: str, cpu: Cpu, assembly: bool = False) -> Any:
         module = llvm.parse_assembly(text)
         module.triple, module.data_layout = llvm.get_process_triple(), str(machine.target_data)
         options = llvm.create_pipeline_tuning_options(speed_level=2)
-        options.loop_unrolling = False  # kernels are unrolled as they are written
+        # Kernels are vectorized and unrolled as they are written.
+        options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
         passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
         return machine.emit_assembly(module) if assembly else machine.emit_object(module)

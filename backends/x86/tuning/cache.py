@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ....compiler.core.files import read_json, write_json
+from ....compiler.core.files import cache_folder, read_json, write_json
 from ....compiler.core.progress import log
 
 Times = dict[str, float]  # milliseconds by the name of a kernel
@@ -60,17 +59,6 @@ class TimesCache:
         except OSError as error:
             log.warning("Measured times cannot be kept in %s: %s", self._path, error.strerror or error)
         self._new = {}
-
-
-def cache_folder() -> Path | None:
-    """Where measured times are kept; None if there is no home folder."""
-    given = os.environ.get("FXQUANT_CACHE")
-    if given:
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "fxquant"
-    except RuntimeError:
-        return None
 
 
 def _read(path: Path | None, warn: Callable[..., None]) -> dict[str, Times]:

@@ -1,0 +1,193 @@
+"""Kernels over whole rows: layer normalization and softmax over the innermost axis.
+
+Sums are taken in sixteen parts, whatever the width of a register, so that every instruction set rounds alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ..codegen.code import F32, Code, Value, i64, vector
+from ..codegen.emit import Lanes, Scope
+from ..codegen.expr import Expr, Param
+from ..codegen.functions import FUNCTIONS
+from ..codegen.isa import Isa
+from .axes import Axis, count, locate
+from .epilogue import Block, Epilogue, Store
+from .operands import Element, OperandLoader
+
+PARTS = 16
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tensors of an axis are output, operands of the output, operands of the input.
+
+    Attributes:
+        kind: what is computed of a row.
+        outer: all axes but the innermost.
+        size: of the innermost axis.
+        epsilon: of a normalization.
+        source: what a row holds.
+        inputs: how its operands lie along the row.
+        epilogue: what is stored; its sum is the normalized value.
+    """
+
+    kind: Literal["norm", "softmax"]
+    outer: tuple[Axis, ...]
+    size: int
+    epsilon: float
+    source: Expr
+    inputs: tuple[Element, ...]
+    epilogue: Epilogue
+    isa: Isa
+
+    @property
+    def block(self) -> Block:
+        """The row, as one block of channels."""
+        return Block(-(-self.size // self.isa.lanes), self.size)
+
+    @property
+    def items(self) -> int:
+        return count(self.outer)
+
+    def emit(self, name: str) -> str:
+        """The kernel as IR. Arguments: output, its operands, input operands, parameters per channel, scalars of the output,
+        scalars of the input."""
+        return _Emitter(self, Code(name)).emit()
+
+
+class _Emitter:
+    def __init__(self, rows: Rows, code: Code) -> None:
+        self.r, self.c, self.isa = rows, code, rows.isa
+        tensors = 1 + len(rows.epilogue.operands) + len(rows.inputs)
+        self.tensors = [code.pointer(i) for i in range(tensors)]
+        self.params, self.scalars, self.input_scalars = (code.pointer(tensors + i) for i in range(3))
+        self.m = Lanes(code, rows.isa)
+        self.kind = vector(F32, self.isa.lanes)
+        self.parts = PARTS // self.isa.lanes
+        self.chunks = -(-rows.size // PARTS)
+        self.row = code.array(F32, PARTS * self.chunks)
+
+    def emit(self) -> str:
+        r, c = self.r, self.c
+        with c.loop(c.low, c.high) as item:
+            at, _ = locate(c, r.outer, item, self.tensors)
+            own, inputs = at[: 1 + len(r.epilogue.operands)], at[1 + len(r.epilogue.operands) :]
+            if r.kind == "norm":
+                self._norm(inputs)
+            else:
+                self._softmax(inputs)
+            self._store(own)
+        return c.finish()
+
+    def _norm(self, inputs: list[Value]) -> None:
+        """(x - mean) / sqrt(variance + epsilon)."""
+        m, share = self.m, self.m.const(1.0 / self.r.size)
+        mean = m.mul(self._reduced("add", 0.0, lambda chunk, part: self._read(inputs, chunk, part), 0.0), share)
+
+        def square(chunk: Value, part: int) -> Value:
+            off = m.sub(self._held(chunk, part), mean)
+            self._hold(off, chunk, part)
+            return m.mul(off, off)
+
+        variance = m.mul(self._reduced("add", 0.0, square, 0.0), share)
+        root = self.c.intrinsic(f"llvm.sqrt.v{self.isa.lanes}f32", self.kind, (m.add(variance, m.const(self.r.epsilon)),))
+        self._scale(m.div(m.const(1.0), root))
+
+    def _softmax(self, inputs: list[Value]) -> None:
+        """exp(x - max) / sum."""
+        m = self.m
+        lowest = -3.4e38
+        largest = self._reduced("max", lowest, lambda chunk, part: self._read(inputs, chunk, part), lowest)
+
+        def power(chunk: Value, part: int) -> Value:
+            value = FUNCTIONS["exp"](m, m.sub(self._held(chunk, part), largest))
+            self._hold(value, chunk, part)
+            return value
+
+        self._scale(m.div(m.const(1.0), self._reduced("add", 0.0, power, 0.0)))
+
+    def _scale(self, factor: Value) -> None:
+        with self.c.loop(0, self.chunks) as chunk:
+            for part in range(self.parts):
+                self._hold(self.m.mul(self._held(chunk, part), factor), chunk, part)
+
+    def _reduced(self, op: str, start: float, of: Callable[[Value, int], Value], outside: float) -> Value:
+        """The sum or maximum over a row, in all lanes. ``outside`` stands for what is past its end."""
+        c, m, lanes = self.c, self.m, self.isa.lanes
+        combine = getattr(m, op)
+        totals = [c.variable(self.kind, m.const(start)) for _ in range(self.parts)]
+
+        def step(chunk: Value, valid: int) -> None:
+            for part in range(self.parts):
+                value = of(chunk, part)
+                inside = max(0, min(lanes, valid - part * lanes))
+                if inside < lanes:
+                    mixed = [i if i < inside else lanes + i for i in range(lanes)]
+                    value = c.shuffle(value, m.const(outside), mixed)
+                c.b.store(combine(c.b.load(totals[part]), value), totals[part])
+
+        whole = self.r.size // PARTS
+        if whole:
+            with c.loop(0, whole) as chunk:
+                step(chunk, PARTS)
+        if self.r.size % PARTS:
+            step(i64(whole), self.r.size % PARTS)
+        values = [c.b.load(t) for t in totals]
+        width = PARTS  # halves are combined until one lane is left
+        while len(values) > 1:
+            half = len(values) // 2
+            values = [combine(a, b) for a, b in zip(values[:half], values[half:], strict=True)]
+            width //= 2
+        value = values[0]
+        while width > 1:
+            width //= 2
+            value = combine(value, c.take(value, [(i + width) % lanes for i in range(lanes)]))
+        return c.take(value, [0] * lanes)
+
+    def _read(self, inputs: list[Value], chunk: Value, part: int) -> Value:
+        """Compute a part of the row from the operands, and hold it."""
+        c, lanes = self.c, self.isa.lanes
+        first = c.b.add(c.times(chunk, PARTS), i64(part * lanes))
+        at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(inputs, self.r.inputs, strict=True)]
+        loaders = [OperandLoader(c, self.isa, e, p, 1, lanes) for e, p in zip(self.r.inputs, at, strict=True)]
+
+        def param(which: Param) -> Value:
+            return c.repeat(c.load(c.at(self.input_scalars, 4 * which.index), F32), lanes)
+
+        value = Scope(c, self.isa, lambda i: loaders[i].vector(0), param).value(self.r.source)
+        self._hold(value, chunk, part)
+        return value
+
+    def _place(self, chunk: Value, part: int) -> Value:
+        return self.c.at(self.row, self.c.b.add(self.c.times(chunk, 4 * PARTS), i64(4 * part * self.isa.lanes)))
+
+    def _held(self, chunk: Value, part: int) -> Value:
+        return self.c.load(self._place(chunk, part), self.kind)
+
+    def _hold(self, value: Value, chunk: Value, part: int) -> None:
+        self.c.store(value, self._place(chunk, part))
+
+    def _store(self, pointers: list[Value]) -> None:
+        """The output of a row, from what is held."""
+        c, lanes, block = self.c, self.isa.lanes, self.r.block
+        elements = self.r.epilogue.elements
+
+        def register(index: Value, valid: int) -> None:
+            first = c.times(index, lanes)
+            at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(pointers, elements, strict=True)]
+            total = c.load(c.at(self.row, c.times(first, 4)), self.kind)
+            params = c.at(self.params, c.times(first, 4))
+            store = Store(c, self.isa, self.r.epilogue, params, self.scalars, 4 * lanes * block.vectors)
+            store.block([total], at, Block(1, valid))
+
+        whole = self.r.size // lanes
+        if whole:
+            with c.loop(0, whole) as index:
+                register(index, lanes)
+        if self.r.size % lanes:
+            register(i64(whole), self.r.size % lanes)
+

@@ -1,0 +1,60 @@
+"""Layer normalization and softmax, over the last axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from torch import Tensor, fx
+
+from ..builder import Builder
+from ..row_steps import RowStep
+from ..steps import Step
+from ..terms import Form, Total
+from ..values import Value
+from .rule import Rule
+
+LARGEST = 16384  # elements of a row, which a kernel holds on its stack
+
+
+def layer_norm(builder: Builder, node: fx.Node) -> bool:
+    """(x - mean) / sqrt(variance + eps) * weight + bias."""
+    norm: Any = builder.modules[str(node.target)]
+    if len(norm.normalized_shape) != 1:
+        return False
+    weight: Tensor | float = 1.0 if norm.weight is None else norm.weight.detach().double()
+    bias: Tensor | float = 0.0 if norm.bias is None else norm.bias.detach().double()
+    bound = math.sqrt(norm.normalized_shape[0])  # of a normalized value
+    form = Form.of(Total(), weight, bias)
+    form = Form(form.terms, form.constant, bound * float(form.terms[0][1].abs().max()) + float(form.constant.abs().max()))
+    return _rows(builder, node, "norm", form, norm.eps)
+
+
+def softmax(builder: Builder, node: fx.Node) -> bool:
+    """exp(x) / sum of exp."""
+    axes = len(builder.infos[node].shape)
+    dim = builder.param(node, "dim")
+    if dim is None or dim % axes != axes - 1:
+        return False
+    return _rows(builder, node, "softmax", Form.of(Total(), bound=1.0), 0.0)
+
+
+def _rows(builder: Builder, node: fx.Node, kind: Literal["norm", "softmax"], form: Form, epsilon: float) -> bool:
+    shape = builder.infos[node].shape
+    lazy = builder.read(node.args[0])  # type: ignore[arg-type]
+    if shape[-1] > LARGEST or not shape:
+        return False
+    if lazy.draft is not None or lazy.order[-1] != len(shape) - 1:
+        value = builder.row_major(builder.float_value(node.args[0]), node)  # type: ignore[arg-type]
+        builder.set_value(node.args[0], value)  # type: ignore[arg-type]
+        lazy = builder.lazy[node.args[0]]  # type: ignore[index]
+    source = lazy.clamped
+
+    def draft(output: Form, target: Value, top: int) -> list[Step]:
+        return [RowStep(node, output, target, top, operation=kind, source=source, epsilon=epsilon)]
+
+    builder.set(node, form, lazy, draft=draft)
+    return True
+
+
+RULES: dict[str, Rule] = {"layer_norm": layer_norm, "softmax": softmax}
