@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ..codegen.code import F32, I8, I32, Code, Value, i64, vector
+from ..codegen.code import F32, I8, I16, I32, Code, Value, i64, splat, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
@@ -25,7 +25,7 @@ class SumPool:
         window: nested loops: (count, bytes from one to the next in the input).
         channels: how many.
         kind: what an element of the input is.
-        vectors: registers of channels that are summed at once.
+        vectors: registers of channels that are summed at once; 1 for s16.
         epilogue: what is stored.
     """
 
@@ -67,6 +67,9 @@ class SumPool:
                     source = c.at(source, c.times(loops.enter_context(c.loop(0, size)), move))
                 if floats:
                     parts = [c.load(c.at(source, 4 * isa.lanes * v), kind) for v in range(self.vectors)]
+                elif self.kind == "s16":
+                    words = (c.load(c.at(source, 2 * isa.lanes * v), vector(I16, isa.lanes)) for v in range(self.vectors))
+                    parts = [c.b.sext(w, kind) for w in words]
                 else:
                     packed = c.load(source, vector(I8, isa.lanes * self.vectors))
                     parts = [
@@ -125,8 +128,8 @@ class MaxPool:
         tensors = [c.pointer(0), c.pointer(1)]
         floats = self.kind == "f32"
         lanes = max(self.block, self.isa.lanes)
-        kind = vector(F32 if floats else I8, lanes)
-        lowest = ir.Constant(kind, [float("-inf")] * lanes) if floats else ir.Constant(kind, None)
+        element, least = {"f32": (F32, float("-inf")), "s16": (I16, -32768), "u8": (I8, 0)}[self.kind]
+        kind, lowest = vector(element, lanes), splat(least, element, lanes)
         with c.loop(c.low, c.high) as item:
             (source, target), indices = locate(c, self.axes, item, tensors)
             outputs = indices[len(self.outer) : -1]
@@ -137,7 +140,8 @@ class MaxPool:
                     source = c.at(source, c.times(window.place(c, output, tap), window.source))
                 value = c.load(source, kind)
                 known = c.b.load(best)
-                larger = c.b.fcmp_ordered(">", value, known) if floats else c.b.icmp_unsigned(">", value, known)
+                compare = c.b.icmp_signed if self.kind == "s16" else c.b.icmp_unsigned
+                larger = c.b.fcmp_ordered(">", value, known) if floats else compare(">", value, known)
                 c.b.store(c.b.select(larger, value, known), best)
             c.store_first(c.b.load(best), target, self.block)
         return c.finish()

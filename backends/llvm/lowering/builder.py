@@ -205,7 +205,7 @@ class Builder:
         shift, element = shift_of(qparams), element_of(qparams)
         known = lazy.plain
         same = (qparams.scale, qparams.zero_point + shift)
-        if known is not None and known[0].element == element != "s16" and (known[1], known[2]) == same:
+        if known is not None and known[0].element == element and (known[1], known[2]) == same:
             value = known[0]
         else:
             value = self.compute(lazy, element, qparams)

@@ -21,7 +21,7 @@ from .drop_pairs import ELEMENTWISE
 
 PRODUCTS = 2**31 // (32767 * 128)  # of s16 and s8, which an int32 holds
 ROOM = 2.0  # how much larger than in calibration a value may be
-SHARE = 0.1  # of the time of all layers that 16 bits may cost
+SHARE = 0.2  # of the time of all layers that 16 bits may cost
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 DEPTHWISE = 8.0  # time of a product of a depthwise convolution, in those of others
 
@@ -62,8 +62,8 @@ def _widen(node: fx.Node, pairs: Iterable[fx.Node]) -> None:
 
 
 def _fits(gm: fx.GraphModule, unit: Unit) -> bool:
-    """Whether it is elementwise, or a convolution whose sums of 16-bit products an int32 holds."""
-    if unit.row.name in ELEMENTWISE:
+    """Whether it is elementwise, a pool, or a convolution whose sums of 16-bit products an int32 holds."""
+    if unit.row.name in ELEMENTWISE or "pool" in unit.row.name or unit.row.name == "mean":
         return True
     integers = _integers(gm, unit)
     groups = unit.root.kwargs.get("groups", 1)

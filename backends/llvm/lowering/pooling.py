@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..codegen.isa import Isa
 from ..kernels.axes import Axis, merged
+from ..kernels.epilogue import Epilogue
 from ..kernels.pool import MaxPool, SumPool
 from ..kernels.pool import Window as PoolWindow
 from .contraction import Window
@@ -29,6 +30,10 @@ class SumStep(Step):
     def sources(self) -> list[Value]:
         return [self.source]
 
+    def _joins(self, epilogue: Epilogue) -> bool:
+        """Whether registers of channels may be summed and packed together."""
+        return epilogue.packed and self.source.element == "u8"
+
     def make(self, isa: Isa) -> Made:
         expression = Expression(self.target.shape[1])
         epilogue = self.epilogue(expression, 1)
@@ -41,7 +46,7 @@ class SumStep(Step):
         inside = [Axis(w.size, (strides[a],)) for a, w in enumerate(self.windows, 2)]
         window_loops = tuple((a.size, a.moves[0]) for a in merged(inside))
         channels = self.target.shape[1]
-        vectors = next((v for v in (4, 2, 1) if v * isa.lanes * 4 <= channels and epilogue.packed), 1)
+        vectors = next((v for v in (4, 2, 1) if v * isa.lanes * 4 <= channels and self._joins(epilogue)), 1)
         kernel = SumPool(tuple(merged(axes)), window_loops, channels, self.source.element, vectors, epilogue, isa)  # type: ignore[arg-type]
         operands = [v.expanded(self.target.shape) for v in expression.operands]
         return Made(kernel, (value, self.target, *operands, scalars(expression)))

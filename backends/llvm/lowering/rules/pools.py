@@ -77,7 +77,9 @@ def _average(builder: Builder, node: fx.Node, source: fx.Node, windows: tuple[Wi
     shape = builder.infos[node].shape
     axes = len(windows)
     full = (*value.shape[:2], *[1] * axes) if len(shape) == 2 else shape
-    bound = 255 * scale if value.element == "u8" else math.inf
+    if value.element == "s16" and count > 2**16:
+        return False  # an int32 may not hold the sum
+    bound = {"u8": 255.0, "s16": 32767.0, "f32": math.inf}[value.element] * scale
 
     def draft(form: Form, target: Value, top: int) -> list[Step]:
         if len(target.shape) == 2:  # a mean drops the axes
