@@ -33,6 +33,25 @@ def _refuse_average(call: Call) -> str | None:
     return "no int8 kernel that leaves padding out of the average" if padded else None
 
 
+def _refuse_interpolate(call: Call) -> str | None:
+    mode = call.param("mode", "nearest")
+    if mode != "nearest":
+        return f"no int8 kernel for mode={mode!r}"
+    given, made = call.input, call.values.get(call.node)
+    if given is None or made is None or any(b % a for a, b in zip(given.shape, made.shape, strict=True)):
+        return "no int8 kernel for a factor that is not whole"
+    return None
+
+
+def _refuse_pad(call: Call) -> str | None:
+    mode, sides = call.param("mode", "constant"), call.param("pad")
+    if mode != "constant":
+        return f"no int8 kernel for mode={mode!r}"
+    if call.param("value", 0) not in (0, None):
+        return "no int8 kernel with another value than 0"
+    return "no int8 kernel that cuts off" if min(sides) < 0 else None
+
+
 def _refuse_slope(call: Call) -> str | None:
     slope = call.param("negative_slope", 0.01)
     return None if 0 <= slope <= 1 else "no int8 kernel for a slope outside of 0 to 1"
@@ -57,8 +76,10 @@ BINDINGS: Mapping[str, Binding] = {
     **dict.fromkeys(
         (
             "reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "select", "narrow",
-            "chunk", "split", "getitem", "clone", "channel_shuffle",
+            "chunk", "split", "getitem", "clone", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle",
         ),
         Binding(),
     ),
+    "interpolate": Binding(refuse=_refuse_interpolate),
+    "pad": Binding(refuse=_refuse_pad),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 64
@@ -38,10 +38,27 @@ def lower_bound(needs: Sequence[Need]) -> int:
 
 
 def place(needs: Sequence[Need]) -> tuple[list[int], int]:
-    """The offset of each, and the size of the arena: the largest first, each at the smallest gap that it fits in."""
+    """The offset of each, and the size of the arena: the best of a few orders."""
+
+    def span(i: int) -> int:
+        return needs[i].last - needs[i].first + 1
+
+    orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
+        lambda i: (-needs[i].aligned, needs[i].first),
+        lambda i: (-needs[i].aligned * span(i), needs[i].first),
+        lambda i: (needs[i].first, -needs[i].aligned),
+        lambda i: (-span(i), -needs[i].aligned),
+        lambda i: (-needs[i].last, -needs[i].aligned),
+    )
+    found = [_in_order(needs, sorted(range(len(needs)), key=order)) for order in orders]
+    return min(found, key=lambda placed: placed[1])
+
+
+def _in_order(needs: Sequence[Need], order: Sequence[int]) -> tuple[list[int], int]:
+    """Place one after the other, each at the smallest gap that it fits in."""
     offsets = [0] * len(needs)
     placed: list[int] = []
-    for index in sorted(range(len(needs)), key=lambda i: (-needs[i].aligned, needs[i].first)):
+    for index in order:
         need = needs[index]
         taken = sorted((offsets[i], offsets[i] + needs[i].aligned) for i in placed if needs[i].meets(need))
         best, least, end = -1, -1, 0
