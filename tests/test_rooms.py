@@ -19,7 +19,7 @@ ROOMS = (
     ("compiler.execution",),
     ("backends.base",),
     ("backends.ops",),
-    ("backends.reference", "backends.x86"),
+    ("backends.llvm", "backends.reference", "backends.x86"),
     ("backends.registry",),
     ("compiler.capture",),
     ("passes.base",),

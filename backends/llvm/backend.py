@@ -17,14 +17,15 @@ from .codegen.isa import Isa
 from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
+from .lowering.latencies import find_latencies
 from .lowering.programs import PlannedProgram
 
 
 class LLVMBackend:
     """Native code for the whole model, generated for its very shapes.
 
-    The result is the same on every CPU and for any number of threads: sums of products are exact, and fp32 is computed in
-    one order.
+    The result is the same on every CPU and for any number of threads: sums of products are exact, and fp32 is computed
+    in one order.
 
     Args:
         target: makes no difference: products do not saturate on any CPU.
@@ -34,7 +35,7 @@ class LLVMBackend:
     name = "llvm"
     bindings: Mapping[str, Binding] = BINDINGS
     affine_weight_limit: int | None = None
-    measures_latency = False
+    measures_latency = True
 
     def __init__(self, target: Target | None = None, isa: Isa | None = None) -> None:
         self.isa = isa or available()[0]
@@ -55,9 +56,9 @@ class LLVMBackend:
         """The graph itself."""
         return [gm.forward]
 
-    def latencies(self, program: FrozenProgram) -> Latencies | None:
-        """None: it measures none yet."""
-        return None
+    def latencies(self, program: FrozenProgram) -> Latencies:
+        """Estimated if the program is deterministic; else measured in the plan of the whole program."""
+        return find_latencies(program, self.isa)
 
     def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
         """Fuse elementwise ops, plan for the example, and generate its kernels."""
@@ -68,6 +69,4 @@ class LLVMBackend:
             log.info("llvm: %d ops read unrounded values, %d first values have 16 bits", fused, widened)
         with stage("generate code"):
             planned = PlannedProgram(executed, self.isa)
-        return Lowered(
-            planned, executed, copied.of, planned.choices, planned.weight_bytes, planned.kernel_errors
-        )
+        return Lowered(planned, executed, copied.of, planned.choices, planned.weight_bytes, planned.kernel_errors)

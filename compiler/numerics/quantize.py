@@ -1,7 +1,8 @@
 """Quantize and dequantize in plain torch ops.
 
 Affine quantization as in Jacob et al. 2018 (arXiv:1712.05877), eq. 1: ``real = scale * (integer - zero_point)``.
-Integers are ``torch.uint8`` (qmin >= 0), ``torch.int8``, or ``torch.int16`` where these do not hold the range. Rounding is half to even, as in the kernels.
+Integers are ``torch.uint8`` (qmin >= 0), ``torch.int8``, or ``torch.int16`` where these do not hold the range. Rounding
+is half to even, as in the kernels.
 """
 
 from __future__ import annotations

@@ -108,7 +108,11 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.spatial = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.expand, self.act, self.reduce = nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        self.expand, self.act, self.reduce = (
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Linear(4 * channels, channels),
+        )
         self.scale = nn.Parameter(torch.full((channels,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,5 +137,7 @@ def convnext_atto(num_classes: int = 1000) -> nn.Sequential:
             layers += [ImageNorm(cin, eps=1e-6), nn.Conv2d(cin, channels, 2, 2)]
         layers += [ConvNeXtBlock(channels) for _ in range(repeats)]
         cin = channels
-    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(cin, eps=1e-6), nn.Linear(cin, num_classes))
+    head = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(cin, eps=1e-6), nn.Linear(cin, num_classes)
+    )
     return named(features=nn.Sequential(*layers), head=head)

@@ -204,7 +204,9 @@ class Avx512Vnni(Avx512):
 def _dot(c: Code, instruction: str, total: Value, a: Value, b: Value, element: Any) -> Value:
     """An instruction of VNNI."""
     kind = vector(element, total.type.count * 32 // element.width)
-    return c.intrinsic(f"llvm.x86.avx512.{instruction}", total.type, (total, c.b.bitcast(a, kind), c.b.bitcast(b, kind)))
+    return c.intrinsic(
+        f"llvm.x86.avx512.{instruction}", total.type, (total, c.b.bitcast(a, kind), c.b.bitcast(b, kind))
+    )
 
 
 def _madd(c: Code, isa: Isa, instruction: str, a: Value, b: Value) -> Value:

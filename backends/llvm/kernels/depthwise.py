@@ -1,8 +1,8 @@
 """Depthwise convolutions: channels in lanes, a bundle of columns of a row interleaved for one instruction.
 
-A bundle is the four columns of u8, or two of s16, that an instruction multiplies in a lane. Its elements are interleaved
-once, and serve every output whose window has any of the columns: the weights are shifted, and zero where a column is
-outside of the window.
+A bundle is the four columns of u8, or two of s16, that an instruction multiplies in a lane. Its elements are
+interleaved once, and serve every output whose window has any of the columns: the weights are shifted, and zero where a
+column is outside of the window.
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ class _Emitter:
         kind, size = (I16, 2) if d.words else (I8, 1)
         interleave = self.isa.interleave_words if d.words else self.isa.interleave
         found: list[Value] = []
-        for first, count in d.epilogue.groups(block):
+        for first, together in d.epilogue.groups(block):
             columns = []
             for i in range(d.bundle):
                 column = min(d.bundle * index + i, d.used_columns - 1)  # its weight is zero from the last one on
                 at = c.at(row, column * d.columns + first * lanes * size)
-                columns.append(c.load(at, vector(kind, count * lanes)))
-            found += interleave(c, columns, count)
+                columns.append(c.load(at, vector(kind, together * lanes)))
+            found += interleave(c, columns, together)
         return found

@@ -42,9 +42,7 @@ class Epilogue:
     @property
     def packed(self) -> bool:
         """Whether registers of channels are packed to u8 together, in the order of ``Isa.channel_order``."""
-        return self.output.kind == "u8" and all(
-            e.step == 0 or (e.kind == "u8" and e.contiguous) for e in self.operands
-        )
+        return self.output.kind == "u8" and all(e.step == 0 or (e.kind == "u8" and e.contiguous) for e in self.operands)
 
     def groups(self, block: Block) -> list[tuple[int, int]]:
         """(first, count) of the registers of a block that are packed together."""
@@ -53,9 +51,7 @@ class Epilogue:
     def lane_channels(self, block: Block, isa: Isa) -> list[int]:
         """The channel of each lane of a block; those from ``block.valid`` on are none."""
         return [
-            first * isa.lanes + channel
-            for first, count in self.groups(block)
-            for channel in isa.channel_order(count)
+            first * isa.lanes + channel for first, count in self.groups(block) for channel in isa.channel_order(count)
         ]
 
 
@@ -93,16 +89,15 @@ class Store:
             width = min(block.valid - first * lanes, count * lanes)
             at = [c.at(p, first * lanes * e.step) for p, e in zip(pointers, self.epilogue.elements, strict=True)]
             operands = [
-                OperandLoader(c, self.isa, e, p, count, width) for e, p in zip(self.epilogue.operands, at[1:], strict=True)
+                OperandLoader(c, self.isa, e, p, count, width)
+                for e, p in zip(self.epilogue.operands, at[1:], strict=True)
             ]
             scopes = [
                 self._scope(totals[first + v] if totals else None, first + v, block, operands, v) for v in range(count)
             ]
             c.store_first(stored(scopes, output), at[0], width)
 
-    def _scope(
-        self, total: Value | None, place: int, block: Block, operands: list[OperandLoader], v: int
-    ) -> Scope:
+    def _scope(self, total: Value | None, place: int, block: Block, operands: list[OperandLoader], v: int) -> Scope:
         c, lanes = self.code, self.isa.lanes
 
         def param(which: Param) -> Value:
@@ -112,4 +107,3 @@ class Store:
             return c.repeat(c.load(c.at(self.scalars, 4 * which.index), F32), lanes)
 
         return Scope(c, self.isa, lambda i: operands[i].vector(v), param, total)
-

@@ -54,4 +54,3 @@ class FillHalo:
                 c.store(pattern, c.at(start, index))
         if length % BYTES:
             c.store_first(pattern, c.at(start, whole), length % BYTES // size)
-

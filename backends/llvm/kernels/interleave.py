@@ -75,4 +75,3 @@ class Interleave:
             wide = c.take(part, [*range(lanes), *[0] * (lanes * (number - 1))]) if number > 1 else part
             joined = c.shuffle(joined, wide, range((number + 1) * lanes))
         return c.take(joined, [lanes * channel + pixel for pixel in range(lanes) for channel in range(channels)])
-

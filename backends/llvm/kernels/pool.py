@@ -68,7 +68,9 @@ class SumPool:
                 if floats:
                     parts = [c.load(c.at(source, 4 * isa.lanes * v), kind) for v in range(self.vectors)]
                 elif self.kind == "s16":
-                    words = (c.load(c.at(source, 2 * isa.lanes * v), vector(I16, isa.lanes)) for v in range(self.vectors))
+                    words = (
+                        c.load(c.at(source, 2 * isa.lanes * v), vector(I16, isa.lanes)) for v in range(self.vectors)
+                    )
                     parts = [c.b.sext(w, kind) for w in words]
                 else:
                     packed = c.load(source, vector(I8, isa.lanes * self.vectors))
@@ -94,8 +96,7 @@ class MaxPool:
 
     Attributes:
         outer: axes of the output without a window.
-        windows: per axis of the window: output size, bytes from one output to the next, input size, bytes from one input
-            to the next, window, stride, padding.
+        windows: the axes of the window.
         channels: how many.
         kind: what an element is.
     """

@@ -54,8 +54,10 @@ class Rows:
         return count(self.outer)
 
     def emit(self, name: str) -> str:
-        """The kernel as IR. Arguments: output, its operands, input operands, parameters per channel, scalars of the output,
-        scalars of the input."""
+        """The kernel as IR.
+
+        Arguments: output, its operands, input operands, parameters per channel, scalars of the output, of the input.
+        """
         return _Emitter(self, Code(name)).emit()
 
 
@@ -94,7 +96,9 @@ class _Emitter:
             return m.mul(off, off)
 
         variance = m.mul(self._reduced("add", 0.0, square, 0.0), share)
-        root = self.c.intrinsic(f"llvm.sqrt.v{self.isa.lanes}f32", self.kind, (m.add(variance, m.const(self.r.epsilon)),))
+        root = self.c.intrinsic(
+            f"llvm.sqrt.v{self.isa.lanes}f32", self.kind, (m.add(variance, m.const(self.r.epsilon)),)
+        )
         self._scale(m.div(m.const(1.0), root))
 
     def _softmax(self, inputs: list[Value]) -> None:
@@ -190,4 +194,3 @@ class _Emitter:
                 register(index, lanes)
         if self.r.size % lanes:
             register(i64(whole), self.r.size % lanes)
-

@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ....compiler.core.qparams import QParams
 from ....compiler.execution.graphs import attribute
 from ....compiler.execution.shapes import ValueInfo
+from .lazy import Lazy, bounded, element_of, read_form, shift_of
 from .steps import ElementwiseStep, FillStep, Step, TorchStep
-from .terms import Apply, Form
-from .values import Element, Storage, Value
-
-Draft = Callable[[Form, Value, int], list[Step]]  # form, target, top -> the steps that sum
-
-
-@dataclass(frozen=True, eq=False)
-class Lazy:
-    """A float value that is not computed yet, or that is read from a tensor as it is.
-
-    Attributes:
-        form: how it is computed.
-        shape: of the value.
-        node: the op that gives it.
-        order: its axes in memory, outermost first, once it is computed.
-        draft: makes the step of its sum, if the form has one.
-        clamp: bounds that are applied to the form.
-        ops: what the form computes.
-    """
-
-    form: Form
-    shape: tuple[int, ...]
-    node: fx.Node
-    order: tuple[int, ...]
-    draft: Draft | None = None
-    clamp: tuple[float, float] = (-math.inf, math.inf)
-    ops: tuple[fx.Node, ...] = ()
-
-    @property
-    def plain(self) -> tuple[Value, float, int] | None:
-        """The tensor, its scale and zero point, if the value is nothing but that."""
-        if self.clamp != (-math.inf, math.inf) or len(self.form.terms) != 1:
-            return None
-        leaf, factor = self.form.terms[0]
-        if not isinstance(leaf, Value) or factor.numel() > 1 or self.form.constant.numel() > 1 or leaf.shape != self.shape:
-            return None
-        scale, zero = float(factor), -float(self.form.constant) / float(factor) if float(factor) else 0.0
-        if leaf.element == "f32" and (scale != 1 or zero != 0):
-            return None
-        return leaf, scale, round(zero)
-
-    @property
-    def clamped(self) -> Form:
-        """The form with the bounds applied."""
-        return bounded(self.form, *self.clamp)
-
-
-def bounded(form: Form, low: float, high: float) -> Form:
-    """``form``, clamped."""
-    for op, bound in (("max", low), ("min", high)):
-        if math.isfinite(bound):
-            limit = max(form.bound, abs(bound))
-            form = Form.of(Apply(op, (form, constant_form(bound))), bound=limit)
-    if math.isfinite(low) and math.isfinite(high):
-        form = replace(form, bound=max(abs(low), abs(high)))
-    return form
-
-
-def constant_form(value: Tensor | float) -> Form:
-    number = torch.as_tensor(value, dtype=torch.double)
-    return Form((), number, float(number.abs().max()) if number.numel() else 0.0)
-
-
-def read_form(value: Value, scale: float = 1.0, zero_point: int = 0) -> Form:
-    """A tensor as the real numbers that it stands for."""
-    bound = {"u8": 255.0, "s16": 32767.0, "f32": math.inf}[value.element] * scale
-    return Form.of(value, scale, -scale * zero_point, bound)
-
-
-def element_of(qparams: QParams) -> Element:
-    """What holds the integers."""
-    return "s16" if qparams.qmax - qparams.qmin > 255 else "u8"
-
-
-def shift_of(qparams: QParams) -> int:
-    """What is added to the integers to hold them."""
-    return 0 if element_of(qparams) == "s16" else -qparams.qmin
+from .storage import Element, Storage
+from .terms import Form
+from .values import Value
 
 
 class Builder:
@@ -108,9 +33,7 @@ class Builder:
         made_by: the step that computes an op.
     """
 
-    def __init__(
-        self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any]
-    ) -> None:
+    def __init__(self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any]) -> None:
         self.gm, self.infos, self.statics = gm, infos, statics
         self.modules = dict(gm.named_modules())
         self.steps: list[Step | TorchStep | FillStep] = []
@@ -248,4 +171,3 @@ class Builder:
             if not storage.widen(dim.axis, low, high):
                 return False
         return True
-

@@ -14,9 +14,10 @@ from ..kernels.depthwise import Depthwise
 from ..kernels.epilogue import Block, Epilogue
 from ..kernels.gemm import Gemm
 from .steps import Made, Step, scalars
+from .storage import BYTES
 from .terms import Expression
 from .tiles import choose_tile, depthwise_tile
-from .values import BYTES, Value
+from .values import Value
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ContractionStep(Step):
     """A convolution of integers; a linear layer is one without a window.
 
     Attributes:
-        source: the input [N, C, spatial...], u8 or s16, channels innermost, with a halo as wide as the padding. Of a linear
-            layer, [..., C] with the channels moved to axis 1.
+        source: the input [N, C, spatial...], u8 or s16, channels innermost, with a halo as wide as the padding. Of a
+            linear layer, [..., C] with the channels moved to axis 1.
         weight: int8 [O, C / groups, window...].
         windows: by spatial axis.
         groups: of channels.
@@ -94,7 +95,7 @@ class ContractionStep(Step):
         strides = self.source.strides
         taps = [(w.size, w.dilation * strides[a]) for a, w in enumerate(self.windows, 2)]
         run = inputs * size
-        while taps and taps[-1][1] == run or taps and taps[-1][0] == 1:
+        while (taps and taps[-1][1] == run) or (taps and taps[-1][0] == 1):
             run *= taps.pop()[0]
         axes = merged([batch, *spatial])
         none = (0,) * len(batch.moves)
@@ -103,9 +104,11 @@ class ContractionStep(Step):
         if groups > 1:
             steps = (size * inputs, *(e.step * outputs for e in epilogue.elements))
             outer, group = [Axis(groups, steps), *outer], 0
-        draft = Gemm(tuple(outer), group, axes[-2], axes[-1], tuple(t for t in taps if t[0] > 1), run, size == 2, outputs,
-                     epilogue, 1, False, isa)  # fmt: skip
-        gemm = choose_tile(draft)
+        loops = tuple(t for t in taps if t[0] > 1)
+        height, width = axes[-2:]
+        gemm = choose_tile(
+            Gemm(tuple(outer), group, height, width, loops, run, size == 2, outputs, epilogue, 1, False, isa)
+        )
         weights = _packed(gemm, self.weight, groups)
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
         return Made(gemm, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
@@ -121,9 +124,10 @@ class ContractionStep(Step):
             spatial = [Axis(1, (0,) * len(batch.moves)), *spatial]
             windows = [Window(1), *windows]
         moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
+        words, channels = self.source.element == "s16", self.weight.shape[0]
         draft = Depthwise(
-            (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size), moves[0],
-            moves[1], windows[0].stride, windows[1].stride, self.source.element == "s16", self.weight.shape[0], epilogue, isa,
+            (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size),
+            moves[0], moves[1], windows[0].stride, windows[1].stride, words, channels, epilogue, isa,
         )  # fmt: skip
         kernel = depthwise_tile(draft, windows[0].dilation)
         weights = _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
@@ -148,7 +152,7 @@ def _lanes(epilogue: Epilogue, blocks: list[Block], isa: Isa) -> list[list[int]]
 
 def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
     """Weights as the kernel reads them: [group][block][depth][lane][32 bits]."""
-    outputs, inputs, *window = weight.shape
+    outputs, inputs = weight.shape[:2]
     each = 2 if gemm.words else 4
     rows = weight.reshape(groups, outputs // groups, inputs, -1).transpose(2, 3)
     element = torch.int16 if gemm.words else torch.int8
@@ -156,13 +160,13 @@ def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
     rows = rows.reshape(groups, outputs // groups, taps, -1).to(element)
     rows = torch.nn.functional.pad(rows, (0, gemm.steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
     rows = rows.reshape(groups, outputs // groups + 1, gemm.depth, each)
-    parts = [rows[:, lanes].transpose(1, 2).reshape(groups, -1) for lanes in _lanes(gemm.epilogue, gemm.blocks, gemm.isa)]
+    parts = [
+        rows[:, lanes].transpose(1, 2).reshape(groups, -1) for lanes in _lanes(gemm.epilogue, gemm.blocks, gemm.isa)
+    ]
     return torch.cat(parts, 1).contiguous()
 
 
-def _by_block(
-    blocks: list[Block], epilogue: Epilogue, params: list[Tensor], groups: int, isa: Isa
-) -> Tensor:
+def _by_block(blocks: list[Block], epilogue: Epilogue, params: list[Tensor], groups: int, isa: Isa) -> Tensor:
     """Parameters per channel: fp32 [group][block][param][lane]."""
     if not params:
         return torch.zeros(1)

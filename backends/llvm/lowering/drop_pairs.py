@@ -1,7 +1,7 @@
 """Drop the quantize/dequantize pairs that a fused step does not need.
 
-An elementwise op is computed in registers, in the step of the op before it. Its input is not rounded then: the result is
-rounded once instead of twice, as the executed graph shows.
+An elementwise op is computed in registers, in the step of the op before it. Its input is not rounded then: the result
+is rounded once instead of twice, as the executed graph shows.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ from ...base.program import FrozenProgram
 from ...ops.units import match_units
 
 ELEMENTWISE = frozenset(
-    ("add", "mul", "relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "leaky_relu",
-     "batch_norm1d", "batch_norm2d", "batch_norm3d")
+    (
+        "add", "mul", "relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu",
+        "leaky_relu", *(f"batch_norm{d}d" for d in (1, 2, 3)),
+    )
 )  # fmt: skip
-SUMS = frozenset(("conv1d", "conv2d", "conv3d", "linear", *(f"{k}avg_pool{d}d" for k in ("", "adaptive_") for d in (1, 2, 3)),
-                  "mean"))  # fmt: skip
+SUMS = frozenset(
+    (
+        "linear", "mean", *(f"conv{d}d" for d in (1, 2, 3)), *(f"conv_transpose{d}d" for d in (1, 2, 3)),
+        *(f"{kind}avg_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3)),
+    )
+)  # fmt: skip
 
 
 def drop_pairs(program: FrozenProgram) -> int:
@@ -32,7 +38,7 @@ def drop_pairs(program: FrozenProgram) -> int:
         for pair in reversed(unit.inputs):
             source = _source(pair)
             first = units.get(source) if source is not None else None
-            if first is None or first.row.name not in ELEMENTWISE | SUMS:
+            if source is None or first is None or first.row.name not in ELEMENTWISE | SUMS:
                 continue
             small = values[source].shape != values[unit.output].shape
             if has_sum[first.output] and has_sum[unit.output] and not small:
@@ -52,4 +58,3 @@ def _source(pair: fx.Node) -> fx.Node | None:
     quantized: fx.Node = pair.args[0]  # type: ignore[assignment]
     source: fx.Node = quantized.args[0]  # type: ignore[assignment]
     return source if len(quantized.users) == 1 and len(source.users) == 1 else None
-

@@ -1,8 +1,8 @@
 """The first values of a model in 16 bits, where that costs little of the whole time.
 
-The error of rounding the input and the first activations to 8 bits cannot be recovered later: it is up to a quarter of all
-noise (``docs/decisions.md``). The first layers have few channels, so that products of 16 bits cost little there. They are
-as exact as those of 8.
+The error of rounding the input and the first activations to 8 bits cannot be recovered later: it is up to a quarter of
+all noise (``docs/decisions.md``). The first layers have few channels, so that products of 16 bits cost little there.
+They are as exact as those of 8.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from torch import fx
+from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
 from ....compiler.numerics.quantize import dequantize_channels
@@ -46,7 +46,9 @@ def widen_entry(program: FrozenProgram) -> int:
                 _widen(node, pairs)
                 exact.update(pairs)
                 count += 1
-        elif node in units and exact.issuperset(units[node].inputs if node is units[node].root else node.all_input_nodes):
+        elif node in units and exact.issuperset(
+            units[node].inputs if node is units[node].root else node.all_input_nodes
+        ):
             exact.add(node)
     gm.recompile()
     return count
@@ -69,7 +71,7 @@ def _fits(gm: fx.GraphModule, unit: Unit) -> bool:
     groups = unit.root.kwargs.get("groups", 1)
     if unit.row.name not in CONVOLUTIONS or integers is None or integers[0].numel() > PRODUCTS:
         return False
-    return groups == 1 or groups == integers.shape[0]
+    return bool(groups == 1 or groups == integers.shape[0])
 
 
 def _cost(program: FrozenProgram, unit: Unit) -> float:
@@ -81,7 +83,8 @@ def _cost(program: FrozenProgram, unit: Unit) -> float:
     return each * math.prod(program.values[unit.root].shape) * math.prod(integers.shape[1:])
 
 
-def _integers(gm: fx.GraphModule, unit: Unit):  # type: ignore[no-untyped-def]
+def _integers(gm: fx.GraphModule, unit: Unit) -> Tensor | None:
+    """The integer weight of a layer."""
     weight = unit.root.args[1] if unit.row.weighted and len(unit.root.args) > 1 else None
     if not isinstance(weight, fx.Node) or weight.target is not dequantize_channels:
         return None

@@ -12,7 +12,8 @@ from ....compiler.execution.visitor import Visitor
 from ...base.frozen_nodes import is_quantize
 from .plan import Plan
 from .steps import FillStep
-from .values import Storage, Value
+from .storage import Storage
+from .values import Value
 
 
 def kernel_errors(
@@ -20,8 +21,8 @@ def kernel_errors(
 ) -> dict[fx.Node, int]:
     """The largest difference of each quantized value, in steps.
 
-    Every kernel is given the integers of the program, not those of the kernels before it, so that differences do not add
-    up.
+    Every kernel is given the integers of the program, not those of the kernels before it, so that differences do not
+    add up.
 
     Args:
         quantized: the tensor of each ``quantize`` node, and what is added to the integers of the program.
@@ -64,4 +65,3 @@ def _checks(plan: Plan, quantized: Mapping[fx.Node, tuple[Value, int]]) -> dict[
         if value.whole and value.storage in last:
             found.setdefault(last[value.storage], []).append(node)
     return found
-

@@ -18,14 +18,23 @@ from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.op import OpRow, Output
 from ...ops.table import OPS
 from ..codegen.isa import Isa
-from .builder import Builder, read_form
+from .builder import Builder
+from .lazy import read_form
 from .plan import Plan
-from .rules import norms, pointwise, pools, shapes, weighted
+from .rules import copies, norms, pointwise, pools, shapes, weighted
 from .rules.rule import Rule
 from .steps import ElementwiseStep, Step, TorchStep
-from .values import Storage, Value
+from .storage import Storage
+from .values import Value
 
-RULES: Mapping[str, Rule] = {**weighted.RULES, **pointwise.RULES, **shapes.RULES, **pools.RULES, **norms.RULES}
+RULES: Mapping[str, Rule] = {
+    **weighted.RULES,
+    **pointwise.RULES,
+    **shapes.RULES,
+    **copies.RULES,
+    **pools.RULES,
+    **norms.RULES,
+}
 
 
 class Lowering:
@@ -81,7 +90,8 @@ class Lowering:
         if rule is None:
             return False
         first = node.args[0] if node.args else None
-        read = first if isinstance(first, list | tuple) else [a for a in node.args[: max(row.inputs, 1)]]  # type: ignore[union-attr]
+        assert row is not None
+        read = first if isinstance(first, list | tuple) else node.args[: max(row.inputs, 1)]
         tensors = [n for n in read if isinstance(n, fx.Node) and n not in self.builder.statics]
         if not all(n in self.builder.lazy or n in self.builder.pieces for n in tensors):
             return False
@@ -119,9 +129,9 @@ class Lowering:
     def _placeholder(self, node: fx.Node) -> None:
         value = self.given[node]
         if isinstance(value, Tensor) and value.dtype == torch.float32:
-            shape = tuple(value.shape)
-            order = tuple(sorted(range(len(shape)), key=lambda a: (-value.stride(a), a)))
-            strides = tuple(4 * s for s in value.stride())
+            shape, steps = tuple(value.shape), value.stride()
+            order = tuple(sorted(range(len(shape)), key=lambda a: (-steps[a], a)))
+            strides = tuple(4 * s for s in steps)
             storage = Storage("f32", shape, order, "input", len(self.inputs), fixed_strides=strides, dense=True)
             self.inputs.append(node)
             self.builder.set_value(node, Value.of(storage))

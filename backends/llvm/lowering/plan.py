@@ -15,89 +15,13 @@ from torch.fx.node import map_arg
 from ..codegen.isa import Isa
 from ..runtime.jit import Library
 from ..runtime.kernels import Kernel, kernel_name, object_code
-from ..runtime.native import ALIGNMENT, Address, Arena, NativeProgram, NativeStep, aligned_bytes
-from .arena import Need, lower_bound, place
+from ..runtime.native import Address, Arena, NativeProgram, NativeStep
+from .memory import AnyStep, Constants, Memory, with_fills, written
 from .steps import Argument, FillStep, Made, Step, TorchStep
-from .values import Storage, Value
+from .storage import Storage
+from .values import Value
 
-AnyStep = Step | FillStep | TorchStep
 DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
-
-
-def written(step: AnyStep) -> Storage | None:
-    """The memory that a step writes."""
-    if isinstance(step, FillStep):
-        return step.storage.root
-    return step.target.storage.root if step.target is not None else None
-
-
-@dataclass(eq=False)
-class Memory:
-    """Where each tensor of a plan lies.
-
-    Attributes:
-        offsets: of the storages in the arena.
-        arena_bytes: size of the arena.
-        least_bytes: what no placement can do without.
-    """
-
-    offsets: dict[Storage, int]
-    arena_bytes: int
-    least_bytes: int
-
-    @staticmethod
-    def of(steps: Sequence[AnyStep]) -> Memory:
-        first: dict[Storage, int] = {}
-        last: dict[Storage, int] = {}
-        for index, step in enumerate(steps):
-            storages = [v.storage.root for v in step.reads] if not isinstance(step, FillStep) else []
-            target = written(step)
-            for storage in (*storages, *([target] if target is not None else [])):
-                if storage.place == "arena":
-                    first.setdefault(storage, index)
-                    last[storage] = index
-        needs = {s: Need(s.bytes, first[s], last[s]) for s in first}
-        offsets, size = place(list(needs.values()))
-        return Memory(dict(zip(needs, offsets, strict=True)), size, lower_bound(list(needs.values())))
-
-
-def with_fills(steps: Sequence[AnyStep]) -> list[AnyStep]:
-    """The steps, with one that fills the halo before the first that writes a tensor with a halo."""
-    found: list[AnyStep] = []
-    seen: set[Storage] = set()
-    for step in steps:
-        target = written(step)
-        if target is not None and target not in seen:
-            seen.add(target)
-            if any(any(sides) for sides in target.halo.values()):
-                found.append(FillStep(target))
-        found.append(step)
-    return found
-
-
-class Constants:
-    """Weights and parameters, one after the other."""
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-        self._offsets: dict[int, int] = {}
-        self.size = 0
-
-    def add(self, tensor: Tensor) -> int:
-        """The offset of a tensor."""
-        if id(tensor) not in self._offsets:
-            self._offsets[id(tensor)] = self.size
-            self._parts.append(tensor)
-            self.size += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
-        return self._offsets[id(tensor)]
-
-    def joined(self) -> Tensor:
-        memory = aligned_bytes(self.size)
-        for part in self._parts:
-            start = self._offsets[id(part)]
-            raw = part.contiguous().view(-1).view(torch.uint8)
-            memory[start : start + raw.numel()] = raw
-        return memory
 
 
 @dataclass(eq=False)
@@ -205,7 +129,9 @@ class Plan:
             size = root.bytes
             memory = memory[start : start + size].view(DTYPES[value.element])
         item = memory.element_size()
-        return memory.as_strided(value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item)
+        return memory.as_strided(
+            value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item
+        )
 
     def run(self, given: Mapping[fx.Node, Any], after: Callable[[int, Arena], None] | None = None) -> Any:
         """Run on the values of the placeholders.
@@ -268,4 +194,3 @@ class Plan:
         env[step.node] = result
         if step.target is not None:
             self.view(arena, step.target).copy_(result)
-

@@ -47,7 +47,7 @@ class SumStep(Step):
         window_loops = tuple((a.size, a.moves[0]) for a in merged(inside))
         channels = self.target.shape[1]
         vectors = next((v for v in (4, 2, 1) if v * isa.lanes * 4 <= channels and self._joins(epilogue)), 1)
-        kernel = SumPool(tuple(merged(axes)), window_loops, channels, self.source.element, vectors, epilogue, isa)  # type: ignore[arg-type]
+        kernel = SumPool(tuple(merged(axes)), window_loops, channels, self.source.element, vectors, epilogue, isa)
         operands = [v.expanded(self.target.shape) for v in expression.operands]
         return Made(kernel, (value, self.target, *operands, scalars(expression)))
 
@@ -66,5 +66,5 @@ class MaxStep(Step):
             PoolWindow(self.target.shape[a], target[a], source.shape[a], strides[a], w.size, w.stride, w.padding)
             for a, w in enumerate(self.windows, 2)
         )
-        kernel = MaxPool(outer, windows, self.target.shape[1], source.element, isa)  # type: ignore[arg-type]
+        kernel = MaxPool(outer, windows, self.target.shape[1], source.element, isa)
         return Made(kernel, (source, self.target))

@@ -18,8 +18,9 @@ from ..kernels.fill import FillHalo
 from ..kernels.interleave import MOST_CHANNELS, Interleave
 from ..kernels.operands import BYTES, Element
 from ..runtime.kernels import Kernel
+from .storage import Storage
 from .terms import Expression, Form
-from .values import Storage, Value
+from .values import Value
 
 Argument = Value | Storage | Tensor  # a storage stands for the first byte of its memory
 
@@ -108,7 +109,7 @@ class ElementwiseStep(Step):
             outer, inner = axes, Axis(1, (size, *[0] * len(operands)))
         bounded = [v.storage.place in ("input", "output") for v in operands]
         elements = tuple(
-            Element(v.element, move, user) for v, move, user in zip(operands, inner.moves[1:], bounded, strict=True)  # type: ignore[arg-type]
+            Element(v.element, move, user) for v, move, user in zip(operands, inner.moves[1:], bounded, strict=True)
         )
         kernel: Kernel = Elementwise(tuple(outer), inner.size, Epilogue(output, elements), isa)
         if outer and 1 < inner.size <= MOST_CHANNELS and outer[-1].moves[0] == inner.size * size:

@@ -1,11 +1,12 @@
 """Float values that are not computed yet, as linear forms over what a kernel can read.
 
-A quantized value is ``scale * integer - scale * zero_point``, a convolution ``scale * sum + bias``, and sums of such stay
-linear: they cost one product and one sum per term in the end, however many ops made them.
+A quantized value is ``scale * integer - scale * zero_point``, a convolution ``scale * sum + bias``, and sums of such
+stay linear: they cost one product and one sum per term in the end, however many ops made them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -44,10 +45,12 @@ class Form:
 
     terms: tuple[tuple[Leaf, Tensor], ...]
     constant: Tensor
-    bound: float = float("inf")
+    bound: float = math.inf
 
     @staticmethod
-    def of(leaf: Leaf, factor: Tensor | float = 1.0, constant: Tensor | float = 0.0, bound: float = float("inf")) -> Form:
+    def of(
+        leaf: Leaf, factor: Tensor | float = 1.0, constant: Tensor | float = 0.0, bound: float = float("inf")
+    ) -> Form:
         """One term and a constant."""
         return Form(((leaf, _double(factor)),), _double(constant), bound)
 
@@ -138,7 +141,7 @@ class Expression:
 
     def of(self, form: Form) -> Expr:
         """The expression of a form: the constant plus each term in order."""
-        total = self._param(form.constant) if bool((form.constant != 0).any()) else None
+        total: Expr | None = self._param(form.constant) if bool((form.constant != 0).any()) else None
         for leaf, factor in form.terms:
             term, one = self._leaf(leaf), bool((factor == 1).all())
             if total is None:

@@ -21,8 +21,8 @@ STEP = ("kernel", "arguments", "items", "wait")
 DRIVER = """
 ; void fxquant_run(ptr context, i64 threads)
 ;
-; Each step is kernel(arguments, first, last) on every thread, with an equal share of its items. Where a step asks for it,
-; all threads wait until all others have done the steps before. A team may have fewer threads than were asked for.
+; Each step is kernel(arguments, first, last) on every thread, with an equal share of its items. Where a step asks for
+; it, all threads wait until all others have done the steps before. A team may have fewer threads than were asked for.
 
 declare void @llvm.x86.sse2.pause()
 declare i64 @llvm.readcyclecounter()

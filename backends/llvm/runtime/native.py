@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .driver import CONTEXT, DRIVER, ENTRY, STEP
 from .cpu import host
+from .driver import CONTEXT, DRIVER, ENTRY, STEP
 from .jit import Library, compile_ir
 from .openmp import openmp
 
@@ -60,7 +60,7 @@ def aligned_bytes(size: int) -> Tensor:
 
 
 @cache
-def _driver() -> tuple[Library, ctypes._FuncPointer]:  # type: ignore[name-defined]
+def _driver() -> tuple[Library, ctypes._FuncPointer]:
     library = Library({ENTRY: compile_ir(DRIVER, host()[0])})
     return library, ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(library.address[ENTRY])
 

@@ -21,8 +21,8 @@ CHECKSUM = 32  # bytes at the start of a file
 class ObjectCache:
     """Object code in ``$FXQUANT_CACHE/objects`` (default ``~/.cache/fxquant``), by CPU, generator and kernel.
 
-    A file is used only if its checksum fits what it is for, and if it and the folder belong to this user and nobody else
-    may write them. Any other file is ignored.
+    A file is used only if its checksum fits what it is for, and if it and the folder belong to this user and nobody
+    else may write them. Any other file is ignored.
     """
 
     def __init__(self, cpu: Cpu) -> None:

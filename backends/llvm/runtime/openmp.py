@@ -6,6 +6,7 @@ import ctypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,9 +30,13 @@ def openmp() -> OpenMP | None:
         try:
             library = ctypes.CDLL(str(path))
             names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-            addresses = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0 for name in names]
-            gives_way = ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+            parallel, number, count = (_address(getattr(library, name)) for name in names)
+            gives_way = _address(ctypes.CDLL(None).sched_yield)
         except (OSError, AttributeError):
             continue
-        return OpenMP(*addresses, gives_way)
+        return OpenMP(parallel, number, count, gives_way)
     return None
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -26,7 +26,9 @@ def layer_norm(builder: Builder, node: fx.Node) -> bool:
     bias: Tensor | float = 0.0 if norm.bias is None else norm.bias.detach().double()
     bound = math.sqrt(norm.normalized_shape[0])  # of a normalized value
     form = Form.of(Total(), weight, bias)
-    form = Form(form.terms, form.constant, bound * float(form.terms[0][1].abs().max()) + float(form.constant.abs().max()))
+    form = Form(
+        form.terms, form.constant, bound * float(form.terms[0][1].abs().max()) + float(form.constant.abs().max())
+    )
     return _rows(builder, node, "norm", form, norm.eps)
 
 

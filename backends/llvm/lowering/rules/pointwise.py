@@ -9,11 +9,13 @@ from typing import Any
 
 from torch import fx
 
-from ....ops.table import OPS
 from ....base.op import Call
-from ..builder import Builder, Lazy, constant_form, read_form
+from ....ops.table import OPS
+from ..builder import Builder
+from ..lazy import Lazy, constant_form, read_form
+from ..storage import Storage
 from ..terms import Apply, Form
-from ..values import Storage, Value
+from ..values import Value
 from .rule import Rule
 
 LIMITS = {"sigmoid": 1.0, "hardsigmoid": 1.0, "tanh": 1.0}  # the largest magnitude of an activation
@@ -79,10 +81,11 @@ def binary(op: str, builder: Builder, node: fx.Node) -> bool:
             sides = [builder.lazy[argument] if s is side else s for s in sides]
             del value
             drafts = [d for d in drafts if d is not side]
-    forms = [s.clamped if isinstance(s, Lazy) else s for s in sides]
+    left, right = (s.clamped if isinstance(s, Lazy) else s for s in sides)
+    assert left is not None and right is not None
     whole = [s for s in sides if isinstance(s, Lazy) and s.shape == shape]
     like = drafts[0] if drafts else (whole[0] if whole else None)
-    builder.set(node, _combined(op, *forms), like, draft=drafts[0].draft if drafts else None)  # type: ignore[misc,arg-type]
+    builder.set(node, _combined(op, left, right), like, draft=drafts[0].draft if drafts else None)
     return True
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 from torch import fx
 
-from ..builder import Builder, read_form
+from ..builder import Builder
 from ..contraction import Window
+from ..lazy import read_form
 from ..pooling import MaxStep, SumStep
 from ..steps import Step
+from ..storage import TOPS, Storage
 from ..terms import Form, Total
-from ..values import Storage, Value
+from ..values import Value
 from .rule import Rule, each
 
 
@@ -40,7 +42,7 @@ def average_pool(builder: Builder, node: fx.Node) -> bool:
     sizes, strides, paddings = _windows(builder, node, axes)
     padded = any(paddings)
     uneven = builder.param(node, "ceil_mode", False) or builder.param(node, "divisor_override") is not None
-    if uneven or padded and not builder.param(node, "count_include_pad", True):
+    if uneven or (padded and not builder.param(node, "count_include_pad", True)):
         return False
     windows = tuple(Window(*w) for w in zip(sizes, strides, paddings, strict=True))
     return _average(builder, node, node.args[0], windows)  # type: ignore[arg-type]
@@ -79,7 +81,7 @@ def _average(builder: Builder, node: fx.Node, source: fx.Node, windows: tuple[Wi
     full = (*value.shape[:2], *[1] * axes) if len(shape) == 2 else shape
     if value.element == "s16" and count > 2**16:
         return False  # an int32 may not hold the sum
-    bound = {"u8": 255.0, "s16": 32767.0, "f32": math.inf}[value.element] * scale
+    bound = TOPS[value.element] * scale
 
     def draft(form: Form, target: Value, top: int) -> list[Step]:
         if len(target.shape) == 2:  # a mean drops the axes
@@ -104,7 +106,6 @@ def _windows(builder: Builder, node: fx.Node, axes: int) -> tuple[tuple[int, ...
     size = builder.param(node, "kernel_size")
     stride = builder.param(node, "stride") or size
     return each(size, axes), each(stride, axes), each(builder.param(node, "padding", 0), axes)
-
 
 
 RULES: dict[str, Rule] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-
 import torch
 from torch import Tensor, fx
 
@@ -14,6 +13,7 @@ from ..builder import Builder
 from ..contraction import ContractionStep, Window
 from ..entry import PRODUCTS
 from ..steps import Step
+from ..storage import TOPS
 from ..terms import Form, Total
 from ..values import Value
 from .rule import Rule, each
@@ -42,8 +42,7 @@ class Operands:
     def form(self) -> Form:
         """The output: a sum without the zero point of the input, scaled, and the bias."""
         factor = self.scale * self.scales
-        top = 255 if self.value.element == "u8" else 32767
-        most = (factor * top * self.weight.double().abs().flatten(1).sum(1)).max()
+        most = (factor * TOPS[self.value.element] * self.weight.double().abs().flatten(1).sum(1)).max()
         return Form.of(Total(), factor, self.bias, float(most + torch.as_tensor(self.bias).abs().max()))
 
     def without_zero(self, form: Form, weight: Tensor) -> Form:
@@ -84,7 +83,8 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
     weight = operands.weight  # [output channels, input channels of the group, taps...]
     axes = weight.dim() - 2
     strides, paddings, dilations = (
-        each(builder.param(node, name, default), axes) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        each(builder.param(node, name, default), axes)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
     )
     if any(d != 1 for d in dilations) or any(k < s for k, s in zip(weight.shape[2:], strides, strict=True)):
         return False

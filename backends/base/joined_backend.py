@@ -1,0 +1,53 @@
+"""Two backends as one: each does what it is better at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from .backend import Backend, Latencies, Lowered
+from .binding import Binding
+from .dynamic_layer import DynamicLayer
+from .program import FrozenProgram
+
+
+class JoinedBackend:
+    """Programs are lowered by ``main``, dynamic layers are those of ``layers``.
+
+    A program calls its dynamic layers as modules, whatever runs the rest.
+    """
+
+    def __init__(self, main: Backend, layers: Backend) -> None:
+        self.main, self.layers = main, layers
+        self.name, self.target, self.machine = main.name, main.target, main.machine
+        self.affine_weight_limit, self.measures_latency = main.affine_weight_limit, main.measures_latency
+        self.bindings: Mapping[str, Binding] = {
+            name: _joined(main, layers, name) for name in {**main.bindings, **layers.bindings}
+        }
+
+    def weight_scale_floor(
+        self, layer: nn.Module, weight: Tensor, top: Tensor | None, rounding: float = 0.5
+    ) -> Tensor | None:
+        """See :class:`~.backend.Backend`."""
+        return self.main.weight_scale_floor(layer, weight, top, rounding)
+
+    def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
+        """See :class:`~.backend.Backend`."""
+        return self.layers.graph_forms(gm)
+
+    def latencies(self, program: FrozenProgram) -> Latencies | None:
+        """See :class:`~.backend.Backend`."""
+        return self.main.latencies(program)
+
+    def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
+        """See :class:`~.backend.Backend`."""
+        return self.main.lower(program, layers)
+
+
+def _joined(main: Backend, layers: Backend, name: str) -> Binding:
+    static = main.bindings.get(name) or Binding(False, f"the {main.name} backend has no int8 kernel for it")
+    dynamic = layers.bindings.get(name, static)
+    return replace(static, dynamic=dynamic.dynamic, refuse_dynamic=dynamic.refuse_dynamic)

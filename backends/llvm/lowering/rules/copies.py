@@ -1,0 +1,130 @@
+"""Ops that move values to a memory of their own: joins, shuffles, resizing, padding."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from ..builder import Builder
+from ..lazy import read_form
+from ..steps import ElementwiseStep
+from ..storage import Storage
+from ..values import Value
+from .rule import Rule
+from .shapes import view
+
+
+def cat(builder: Builder, node: fx.Node) -> bool:
+    """Join along an axis. Inputs that a step computes are computed in their place, if they have the same qparams."""
+    inputs: Any = node.args[0]
+    known = [builder.tensor(n) for n in inputs]
+    if len({(v.element, scale, zero) for v, scale, zero in known}) > 1:
+        return False
+    value, scale, zero = known[0]
+    shape = builder.infos[node].shape
+    axis = builder.param(node, "dim", 0) % len(shape)
+    order = next((v.storage.order for v, _, _ in known if v.whole), tuple(range(len(shape))))
+    joined = Storage(value.element, shape, order, zero=zero)
+    start = 0
+    for part, _, _ in known:
+        if not _placed(part, joined, axis, start):
+            target = Value.of(joined).narrowed(axis, start, part.shape[axis])
+            builder.add(ElementwiseStep(node, read_form(part), target))
+        start += part.shape[axis]
+    builder.set_value(node, Value.of(joined), scale, zero)
+    return True
+
+
+def _placed(part: Value, joined: Storage, axis: int, start: int) -> bool:
+    """Let the memory of ``part`` be in ``joined``; whether that is possible."""
+    storage = part.storage
+    free = storage.parent is None and storage.place == "arena" and not storage.dense and not storage.halo
+    if not part.whole or not free or storage.order != joined.order or storage.zero != joined.zero:
+        return False
+    storage.parent = (joined, axis, start)
+    return True
+
+
+def channel_shuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None:
+    groups = builder.param(node, "groups")
+    n, channels, *rest = value.shape
+    split = value.reshaped((n, groups, channels // groups, *rest))
+    assert split is not None
+    moved = split.permuted((0, 2, 1, *range(3, len(split.shape))))
+    return _copied(builder, node, moved, (0, *range(3, len(moved.shape)), 1, 2)).reshaped(value.shape)
+
+
+def pixel_shuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None:
+    factor = builder.param(node, "upscale_factor")
+    if len(value.shape) != 4:
+        return None
+    n, channels, height, width = value.shape
+    split = value.reshaped((n, channels // factor**2, factor, factor, height, width))
+    if split is None:
+        return None
+    moved = split.permuted((0, 1, 4, 2, 5, 3))
+    return _copied(builder, node, moved, (0, 2, 3, 4, 5, 1)).reshaped(builder.infos[node].shape)
+
+
+def pixel_unshuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None:
+    factor = builder.param(node, "downscale_factor")
+    if len(value.shape) != 4:
+        return None
+    n, channels, height, width = value.shape
+    split = value.reshaped((n, channels, height // factor, factor, width // factor, factor))
+    if split is None:
+        return None
+    moved = split.permuted((0, 1, 3, 5, 2, 4))
+    return _copied(builder, node, moved, (0, 4, 5, 1, 2, 3)).reshaped(builder.infos[node].shape)
+
+
+def interpolate(builder: Builder, node: fx.Node, value: Value) -> Value | None:
+    """Nearest neighbours, for whole factors."""
+    shape = builder.infos[node].shape
+    if builder.param(node, "mode", "nearest") != "nearest" or any(
+        b % a for a, b in zip(value.shape, shape, strict=True)
+    ):
+        return None
+    spread, order, inner = value, [0], 2
+    for axis in range(2, len(shape)):
+        spread = spread.with_one(2 * axis - 1)
+        order += [inner, inner + 1]
+        inner += 2
+    sizes = [*value.shape[:2], *(n for a in range(2, len(shape)) for n in (value.shape[a], shape[a] // value.shape[a]))]
+    return _copied(builder, node, spread.expanded(sizes), (*order, 1)).reshaped(shape)
+
+
+def pad(builder: Builder, node: fx.Node, value: Value) -> Value | None:
+    """Zeros around, which are a halo."""
+    sides = builder.param(node, "pad")
+    zeros = builder.param(node, "mode", "constant") == "constant" and builder.param(node, "value", 0) in (0, None)
+    if not zeros or min(sides) < 0:
+        return None
+    axes = len(value.shape)
+    wide = {axes - 1 - i // 2: (sides[i], sides[i + 1]) for i in range(0, len(sides), 2)}
+    storage = Storage(value.element, value.shape, value.order(), zero=value.storage.root.zero)
+    for axis, (low, high) in wide.items():
+        storage.widen(axis, low, high)
+    padded = Value.of(storage)
+    builder.add(ElementwiseStep(node, read_form(value), padded))
+    for axis, (low, high) in wide.items():
+        padded = padded.narrowed(axis, -low, value.shape[axis] + low + high)
+    return padded
+
+
+def _copied(builder: Builder, node: fx.Node, value: Value, order: tuple[int, ...]) -> Value:
+    copy = Value.of(Storage(value.element, value.shape, order, zero=value.storage.root.zero))
+    builder.add(ElementwiseStep(node, read_form(value), copy))
+    return copy
+
+
+RULES: dict[str, Rule] = {
+    "channel_shuffle": partial(view, channel_shuffle),
+    "pixel_shuffle": partial(view, pixel_shuffle),
+    "pixel_unshuffle": partial(view, pixel_unshuffle),
+    "interpolate": partial(view, interpolate),
+    "pad": partial(view, pad),
+    "cat": cat,
+}
