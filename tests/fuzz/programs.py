@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.backends.base.backend import Lowered
-from fxquant.backends.registry import create_backend
+from fxquant.backends.registry import BackendName, create_backend
 from fxquant.compiler.core.tensors import tensors_of
 from fxquant.compiler.numerics.metrics import sqnr
 from fxquant.passes.analysis.ruinous_ops import LEAST_SQNR
@@ -103,17 +103,17 @@ class Outcome:
     int8: int = 0
 
 
-def outcome(kind: str, lines: list[Line], seed: int) -> Outcome:
+def outcome(kind: str, lines: list[Line], seed: int, backend: BackendName) -> Outcome:
     """Compile a program; check every kernel, and the model, on other inputs and batch sizes."""
     torch.manual_seed(seed)
     shape = INPUTS[kind]
     data = [torch.randn(shape) for _ in range(2)]
     model = Program(lines, data[0]).eval()
     try:
-        q = fxquant.compile(model, calibration=data)
+        q = fxquant.compile(model, calibration=data, backend=backend)
     except fxquant.ModelError as error:
         return Outcome("" if "nothing to quantize" in str(error) else str(error))
-    lowered = create_backend("x86", executor="eager").lower(q.program, {})
+    lowered = create_backend(backend, executor="eager" if backend == "x86" else "auto").lower(q.program, {})
     for x in (data[0], torch.randn(shape), torch.randn(1, *shape[1:]), torch.cat(data)):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", fxquant.FallbackWarning)

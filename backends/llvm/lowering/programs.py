@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ....compiler.core.locks import process_lock
 from ....compiler.execution.inputs import Signature
 from ...base.backend import KernelChoice
 from ...base.program import FrozenProgram
@@ -32,7 +32,7 @@ class PlannedProgram:
         self._signature = Signature.of(program.module)
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = process_lock()
         self._example = self._planned(self._given(*program.example))[1]
 
     @property
@@ -62,11 +62,10 @@ class PlannedProgram:
 
     def _planned(self, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
         key = tuple(_key(v) for v in given.values())
-        found = self._plans.get(key)
-        if found is not None:
-            return found
         with self._lock:
-            if key not in self._plans:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+            else:
                 lowering = Lowering(self.program.module, given, self.isa)
                 self._plans[key] = lowering.plan(), lowering
                 while len(self._plans) > PLANS:

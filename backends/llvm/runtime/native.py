@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ....compiler.core.errors import CallError
 from .cpu import host
 from .driver import CONTEXT, DRIVER, ENTRY, STEP
 from .jit import Library, compile_ir
@@ -94,10 +95,18 @@ class NativeProgram:
 
 
 class Arena:
-    """The memory of one call at a time, and the table of steps with addresses in it."""
+    """The memory of one call at a time, and the table of steps with addresses in it.
+
+    Raises:
+        CallError: there is not enough memory.
+    """
 
     def __init__(self, program: NativeProgram) -> None:
-        self.memory = aligned_bytes(program.arena_bytes)
+        try:
+            self.memory = aligned_bytes(program.arena_bytes)
+        except RuntimeError as error:  # torch has no error of its own for that
+            size = program.arena_bytes >> 20
+            raise CallError(f"No memory for an arena of {size} MiB: call with smaller batches.") from error
         self._program = program
         self._arrived = aligned_bytes(ALIGNMENT)
         steps = program.steps
