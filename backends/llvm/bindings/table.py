@@ -8,10 +8,12 @@ from typing import Any
 from ...base.binding import Binding
 from ...base.op import Call
 
-BETWEEN = "its integers are computed in fp32 registers"
+BETWEEN = "it computes in fp32 inside"
 
 
 def _refuse_transposed(call: Call) -> str | None:
+    if call.param("groups", 1) > 1:
+        return "no int8 kernel for a transposed convolution with groups"
     if any(d != 1 for d in _each(call.param("dilation", 1))):
         return "no int8 kernel with dilation"
     window, stride = (_each(call.param(name, 1)) for name in ("kernel_size", "stride"))
@@ -66,7 +68,10 @@ BINDINGS: Mapping[str, Binding] = {
     **{f"conv_transpose{d}d": Binding(refuse=_refuse_transposed) for d in (1, 2, 3)},
     "linear": Binding(float_output=True),
     **dict.fromkeys(("add", "mul", "cat", "relu", "relu6", "hardtanh", "clamp"), Binding()),
-    **dict.fromkeys(("hardswish", "hardsigmoid", "sigmoid", "tanh", "silu"), Binding(reason=BETWEEN)),
+    **dict.fromkeys(
+        ("hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "elu", "prelu", "stack"), Binding(reason=BETWEEN)
+    ),
+    **dict.fromkeys(("layer_norm", "softmax"), Binding(prefer_fp32=BETWEEN)),
     "leaky_relu": Binding(refuse=_refuse_slope),
     **{f"batch_norm{d}d": Binding(reason=BETWEEN) for d in (1, 2, 3)},
     **{f"max_pool{d}d": Binding(refuse=_refuse_pool) for d in (1, 2, 3)},

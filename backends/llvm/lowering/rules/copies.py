@@ -19,12 +19,23 @@ from .shapes import view
 def cat(builder: Builder, node: fx.Node) -> bool:
     """Join along an axis. Inputs that a step computes are computed in their place, if they have the same qparams."""
     inputs: Any = node.args[0]
-    known = [builder.tensor(n) for n in inputs]
+    shape = builder.infos[node].shape
+    return _joined(builder, node, [builder.tensor(n) for n in inputs], builder.param(node, "dim", 0) % len(shape))
+
+
+def stack(builder: Builder, node: fx.Node) -> bool:
+    """Join along a new axis."""
+    inputs: Any = node.args[0]
+    axis = builder.param(node, "dim", 0) % len(builder.infos[node].shape)
+    known = [(value.with_one(axis), scale, zero) for value, scale, zero in map(builder.tensor, inputs)]
+    return _joined(builder, node, known, axis)
+
+
+def _joined(builder: Builder, node: fx.Node, known: list[tuple[Value, float, int]], axis: int) -> bool:
     if len({(v.element, scale, zero) for v, scale, zero in known}) > 1:
         return False
     value, scale, zero = known[0]
     shape = builder.infos[node].shape
-    axis = builder.param(node, "dim", 0) % len(shape)
     order = next((v.storage.order for v, _, _ in known if v.whole), tuple(range(len(shape))))
     joined = Storage(value.element, shape, order, zero=zero)
     start = 0
@@ -127,4 +138,5 @@ RULES: dict[str, Rule] = {
     "interpolate": partial(view, interpolate),
     "pad": partial(view, pad),
     "cat": cat,
+    "stack": stack,
 }

@@ -12,7 +12,7 @@ from torch import fx
 from ....base.op import Call
 from ....ops.table import OPS
 from ..builder import Builder
-from ..lazy import Lazy, constant_form, read_form
+from ..lazy import Lazy, bounded, constant_form, read_form
 from ..storage import Storage
 from ..terms import Apply, Form
 from ..values import Value
@@ -60,6 +60,35 @@ def leaky_relu(builder: Builder, node: fx.Node) -> bool:
     form = source.clamped
     larger = Form.of(Apply("max", (form, form.scaled(slope))), bound=form.bound)
     builder.lazy[node] = replace(source, form=larger, node=node, clamp=(-math.inf, math.inf))
+    return True
+
+
+def elu(builder: Builder, node: fx.Node) -> bool:
+    """max(x, 0) + alpha * (exp(min(x, 0)) - 1)."""
+    alpha = float(builder.param(node, "alpha", 1.0))
+    source = builder.read(node.args[0])  # type: ignore[arg-type]
+    negative = bounded(source.clamped, -math.inf, 0.0)
+    curve = Form.of(Apply("exp", (negative,)), alpha, -alpha, bound=abs(alpha))
+    form = bounded(source.clamped, 0.0, math.inf).plus(curve)
+    builder.lazy[node] = replace(source, form=form, node=node, clamp=(-math.inf, math.inf))
+    return True
+
+
+def prelu(builder: Builder, node: fx.Node) -> bool:
+    """max(x, 0) + slope * min(x, 0), a slope for each channel or one in all."""
+    slope = builder.modules[str(node.target)].weight.detach()
+    source = builder.read(node.args[0])  # type: ignore[arg-type]
+    negative = bounded(source.clamped, -math.inf, 0.0)
+    if slope.numel() == 1:
+        scaled = negative.scaled(float(slope))
+    elif len(source.shape) < 2:
+        return False
+    else:
+        values = Value.of(Storage.constant(slope.reshape(1, -1, *[1] * (len(source.shape) - 2))))
+        known = replace(read_form(values), bound=float(slope.abs().max()))
+        scaled = _combined("mul", negative, known)
+    form = bounded(source.clamped, 0.0, math.inf).plus(scaled)
+    builder.lazy[node] = replace(source, form=form, node=node, clamp=(-math.inf, math.inf))
     return True
 
 
@@ -148,6 +177,8 @@ RULES: dict[str, Rule] = {
     **{name: partial(clamp, name) for name in ("relu", "relu6", "hardtanh", "clamp")},
     **{name: partial(activation, name) for name in ("hardswish", "hardsigmoid", "sigmoid", "tanh", "silu", "gelu")},
     "leaky_relu": leaky_relu,
+    "elu": elu,
+    "prelu": prelu,
     **{name: partial(binary, name) for name in ("add", "sub", "mul", "div")},
     **{f"batch_norm{d}d": batch_norm for d in (1, 2, 3)},
 }

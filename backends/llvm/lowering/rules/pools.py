@@ -20,12 +20,14 @@ from .rule import Rule, each
 
 def max_pool(builder: Builder, node: fx.Node) -> bool:
     """The largest of a window."""
-    info = builder.infos[node]
+    info = builder.infos.get(node)
+    if info is None:
+        return False  # it returns indices, too
     value, scale, zero = builder.tensor(node.args[0])  # type: ignore[arg-type]
     axes = len(info.shape) - 2
     sizes, strides, paddings = _windows(builder, node, axes)
     dilation = builder.param(node, "dilation", 1)
-    if any(d != 1 for d in each(dilation, axes)) or builder.param(node, "return_indices", False):
+    if any(d != 1 for d in each(dilation, axes)):
         return False
     source = builder.channels_last(value, node, zero)
     order = (0, *range(2, axes + 2), 1)
