@@ -33,6 +33,7 @@ from torch import nn
 
 from tests.models import FURTHER_CNNS, ZOO, batches, settled
 
+from .peak import int8_peak, products
 from .peers import CONTENDERS, PEERS, TORCH_AO, Build, Inputs, Runner, cpu_info, has_vnni, quiet
 
 MODELS = {**ZOO, **FURTHER_CNNS}
@@ -42,16 +43,21 @@ CALLS = 3  # timed calls per turn
 HELD_OUT = 4  # batches that SQNR is measured on
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "fxquant")
 RATIOS = ("ratio to best peer", "ratio to torch.ao")
-COLUMNS = ("model", "contender", "ms (median)", *RATIOS, "SQNR dB", "compile s", "error")
+COLUMNS = ("model", "contender", "ms (median)", *RATIOS, "of peak", "SQNR dB", "compile s", "error")
 
 
 @dataclass
 class Result:
-    """A contender on a model: runner, or error in one line; SQNR [dB], build time [s], call times [ms]."""
+    """A contender on a model: runner, or error in one line; SQNR [dB], build time [s], call times [ms].
+
+    `products` are those of the model's layers in one call, `peak` the most int8 products that the machine does in 1 ms.
+    """
 
     contender: str
     run: Runner | None = None
     error: str = ""
+    products: float = math.nan
+    peak: float = math.nan
     sqnr: float = math.nan
     compile_s: float = math.nan
     times: list[float] = field(default_factory=list)
@@ -59,6 +65,11 @@ class Result:
     @property
     def median(self) -> float:
         return statistics.median(self.times) if self.times else math.nan
+
+    @property
+    def share(self) -> float:
+        """Part of the machine's int8 peak."""
+        return self.products / self.median / self.peak
 
 
 def sqnr(model: nn.Module, run: Runner, held_out: Sequence[Inputs]) -> float:
@@ -130,7 +141,14 @@ def rows(model: str, results: list[Result]) -> list[list[str]]:
 
     def row(result: Result) -> list[str]:
         ratios = result.median / best, result.median / medians.get(TORCH_AO, math.nan)
-        numbers = (result.median, 2), (ratios[0], 2), (ratios[1], 2), (result.sqnr, 1), (result.compile_s, 1)
+        numbers = (
+            (result.median, 2),
+            (ratios[0], 2),
+            (ratios[1], 2),
+            (result.share, 2),
+            (result.sqnr, 1),
+            (result.compile_s, 1),
+        )
         cells = ["-" if math.isnan(value) else f"{value:.{digits}f}" for value, digits in numbers]
         return [model, result.contender, *cells, result.error]
 
@@ -138,7 +156,7 @@ def rows(model: str, results: list[Result]) -> list[list[str]]:
 
 
 def table(body: list[list[str]], style: str = "simple") -> str:
-    return tabulate(body, COLUMNS, style, disable_numparse=True, colalign=("left", "left", *["right"] * 5))
+    return tabulate(body, COLUMNS, style, disable_numparse=True, colalign=("left", "left", *["right"] * 6))
 
 
 def header(options: argparse.Namespace, program: str) -> str:
@@ -182,7 +200,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     head = header(options, "benchmarks.latency")
     print(head, flush=True)
-    summary, loads = list[list[str]](), list[str]()
+    summary, loads, peak = list[list[str]](), list[str](), int8_peak(options.threads)
+    print(f"- int8 peak: {peak / 1e6:.0f} GMAC/s, measured in this run")
     for name in options.models:
         model = settled(name, zoo=MODELS)
         calibration = batches(name, options.calibration_batches, options.batch, seed=1, zoo=MODELS)
@@ -190,6 +209,8 @@ def main() -> None:
         results = [
             build(model, peer, CONTENDERS[peer], calibration, held_out, options.threads) for peer in options.peers
         ]
+        for result in results:
+            result.products, result.peak = products(model, held_out[0]), peak
         loads.append(f"{name} {interleave(results, held_out[0], options.rounds):.0%}")
         summary += rows(name, results)
         print(f"\n{table(rows(name, results))}", flush=True)

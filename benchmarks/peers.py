@@ -230,8 +230,7 @@ PEERS: dict[str, Build] = {
 CONTENDERS: dict[str, Build] = {
     **PEERS,
     "fxquant": fxquant_compiled("static"),
-    "fxquant llvm": fxquant_compiled("static", backend="llvm"),
-    "fxquant torchscript": fxquant_compiled("static", executor="torchscript"),
+    "fxquant x86": fxquant_compiled("static", backend="x86"),
 }
 
 TORCH_AO_DYNAMIC = "torch.ao dynamic"

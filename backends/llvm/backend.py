@@ -19,6 +19,7 @@ from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
 from .lowering.programs import PlannedProgram
+from .tuning.latency_cache import LatencyCache
 
 
 class LLVMBackend:
@@ -58,7 +59,15 @@ class LLVMBackend:
 
     def latencies(self, program: FrozenProgram) -> Latencies:
         """Estimated if the program is deterministic; else measured in the plan of the whole program."""
-        return find_latencies(program, self.isa)
+        if program.deterministic:
+            return find_latencies(program, self.isa)
+        cache = LatencyCache(self.machine)
+        key = cache.key(program)
+        known = cache.read(key)
+        if known is None:
+            known = find_latencies(program, self.isa)
+            cache.write(key, known)
+        return known
 
     def lower(self, program: FrozenProgram, layers: Mapping[nn.Module, DynamicLayer]) -> Lowered:
         """Fuse elementwise ops, plan for the example, and generate its kernels."""
@@ -67,6 +76,6 @@ class LLVMBackend:
         if not program.keep_roundings:
             fused, widened = drop_pairs(executed), widen_entry(executed)
             log.info("llvm: %d ops read unrounded values, %d first values have 16 bits", fused, widened)
-        with stage("generate code"):
+        with stage("plan"):
             planned = PlannedProgram(executed, self.isa)
         return Lowered(planned, executed, copied.of, planned.choices, planned.weight_bytes, planned.kernel_errors)

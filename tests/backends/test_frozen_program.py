@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxquant
 from fxquant import StateError
 from fxquant.backends.base.program import FrozenProgram, copy_program
-from fxquant.backends.registry import create_backend
+from fxquant.backends.registry import BackendName, create_backend
 from fxquant.compiler.core.tensors import tensors_of
 from fxquant.passes.dynamic.layer_maker import LayerMaker
 from tests.compiler.toys import Lambda, compiled, images, small, sqnr
@@ -37,11 +37,12 @@ def residual() -> nn.Module:
     return Lambda(forward, **layers).eval()
 
 
-def test_lowering_leaves_the_program_as_it_is() -> None:
-    q = fxquant.compile(residual(), calibration=[images(4) for _ in range(3)])
+@pytest.mark.parametrize("name", ["llvm", "x86"])
+def test_lowering_leaves_the_program_as_it_is(name: BackendName) -> None:
+    q = fxquant.compile(residual(), calibration=[images(4) for _ in range(3)], backend=name)
     program = q.program
     before = state(program)
-    backend = create_backend("x86")
+    backend = create_backend(name)
     first, second = (backend.lower(program, {}) for _ in range(2))
     after = state(program)
     assert before[0] == after[0] and all(torch.equal(t, after[1][n]) for n, t in before[1].items())

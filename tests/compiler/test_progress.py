@@ -13,7 +13,7 @@ from fxquant.compiler.core.progress import progress, stage, verbosity
 
 from .toys import data, small
 
-STAGES = ("capture", "calibrate", "place", "freeze", "choose kernels", "build the lowered graph", "verify")
+STAGES = ("capture", "calibrate", "place", "freeze", "plan", "verify")
 ALL = QuantConfig(equalize=True, smooth=True, correct_bias=True, rounding="learned", rounding_seconds=1.0)
 PASSES = ("equalize", "smooth", "channel statistics", "learn rounding", "correct biases")
 
@@ -55,7 +55,7 @@ def test_decisions_go_to_the_log_without_verbose(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, logger="fxquant"):
         compiled()
     texts = [record.getMessage() for record in caplog.records if record.name == "fxquant"]
-    assert "fold_batchnorm: 1" in texts and any(text.startswith("x86: ") for text in texts)
+    assert "fold_batchnorm: 1" in texts and any(text.startswith("llvm: ") for text in texts)
 
 
 def test_the_logger_is_left_as_it_was() -> None:

@@ -39,6 +39,7 @@ class Builder:
         self.steps: list[Step | TorchStep | FillStep] = []
         self.lazy: dict[fx.Node, Lazy] = {}
         self.quantized: dict[fx.Node, tuple[Value, int]] = {}
+        self._floats: dict[fx.Node, Value] = {}
         self.made_by: dict[fx.Node, Step | TorchStep] = {}
         self.pieces: dict[fx.Node, list[tuple[Value, float, int]]] = {}
 
@@ -91,9 +92,11 @@ class Builder:
         known = lazy.plain
         if known is not None and known[0].element == "f32":
             return known[0]
-        value = self.compute(lazy, "f32")
-        self.set_value(node, value)
-        return value
+        if node not in self._floats:
+            self._floats[node] = self.compute(lazy, "f32")
+            if known is None:  # integers stay what other ops read
+                self.set_value(node, self._floats[node])
+        return self._floats[node]
 
     def compute(self, lazy: Lazy, element: Element, qparams: QParams | None = None) -> Value:
         """A step that computes ``lazy`` into memory of its own."""

@@ -42,7 +42,7 @@ def kernel_errors(
     def compare(index: int, arena: Any) -> None:
         for node in checks.get(index, ()):
             value, shift = quantized[node]
-            held, exact = plan.view(arena, value), integers[node].int() + shift
+            held, exact = plan.view(arena, value, given), integers[node].int() + shift
             errors[node] = int((held.int() - exact).abs().max()) if exact.numel() else 0
             held.copy_(exact)
 

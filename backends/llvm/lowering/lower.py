@@ -60,7 +60,7 @@ class Lowering:
         result: Any = None
         for node in self.gm.graph.nodes:
             if node.op == "output":
-                result = node.args[0]
+                result = map_arg(node.args[0], lambda n: self.builder.statics.get(n, n))
                 map_arg(result, self._return)
             elif node not in self.builder.statics:
                 self._visit(node)
@@ -139,14 +139,14 @@ class Lowering:
     def _in_torch(self, node: fx.Node) -> None:
         builder = self.builder
         reads = {n: builder.float_value(n) for n in node.all_input_nodes if n in builder.lazy}
-        inputs = {n: v for n, v in reads.items() if v.storage.root.place != "input"}
+        reads = {n: v for n, v in reads.items() if n.op != "placeholder"}
         info = builder.infos.get(node)
         target = None
         if info is not None and info.dtype == torch.float32:
             order = tuple(range(len(info.shape)))
             target = Value.of(Storage("f32", info.shape, order))
             builder.set_value(node, target)
-        builder.add(TorchStep(node, inputs, target, self._call(node)), node)
+        builder.add(TorchStep(node, reads, target, self._call(node)), node)
 
     def _call(self, node: fx.Node) -> Callable[[Callable[[fx.Node], Any]], Any]:
         gm, statics = self.gm, self.builder.statics

@@ -118,16 +118,17 @@ class Plan:
         start, other = self.memory.offsets[a], self.memory.offsets[b]
         return start < other + b.bytes and other < start + a.bytes
 
-    def view(self, arena: Arena, value: Value) -> Tensor:
-        """A tensor of the plan, as it lies in the arena: integers, or fp32."""
+    def view(self, arena: Arena, value: Value, given: Mapping[fx.Node, Any]) -> Tensor:
+        """A tensor of the plan, as it lies in the arena or in an input: integers, or fp32."""
         root = value.storage.root
-        if root.place == "constant":
+        if root.place == "input":
+            memory = given[self.inputs[root.index]]
+        elif root.place == "constant":
             assert root.content is not None
-            memory, start = root.content.view(-1), 0
+            memory = root.content.view(-1)
         else:
-            memory, start = arena.memory, self.memory.offsets[root]
-            size = root.bytes
-            memory = memory[start : start + size].view(DTYPES[value.element])
+            start = self.memory.offsets[root]
+            memory = arena.memory[start : start + root.bytes].view(DTYPES[value.element])
         item = memory.element_size()
         return memory.as_strided(
             value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item
@@ -188,9 +189,12 @@ class Plan:
     def _run_torch(self, step: TorchStep, arena: Arena, env: dict[fx.Node, Any]) -> None:
         def value_of(node: fx.Node) -> Any:
             held = step.reads_by_node.get(node)
-            return env[node] if held is None else self.view(arena, held).clone()
+            if held is None:
+                return env[node]
+            # Of its own, as the arena goes on to change, and as it would lie in the float model.
+            return self.view(arena, held, env).clone(memory_format=torch.contiguous_format)
 
         result = step.run(value_of)
         env[step.node] = result
         if step.target is not None:
-            self.view(arena, step.target).copy_(result)
+            self.view(arena, step.target, env).copy_(result)

@@ -55,11 +55,7 @@ def check_steps(program: FrozenProgram, args: tuple[Tensor, ...], isa: Isa = BES
 
     def read(arena: Any) -> Any:
         def of(value: Any) -> Tensor:
-            if value.storage.root.place == "input":
-                whole = given[plan.inputs[value.storage.root.index]]
-                strides = [s // 4 for s in value.strides]
-                return whole.as_strided(value.shape, strides, whole.storage_offset() + value.offset // 4)
-            return plan.view(arena, value).clone()
+            return plan.view(arena, value, given).clone()
 
         return of
 
@@ -68,7 +64,7 @@ def check_steps(program: FrozenProgram, args: tuple[Tensor, ...], isa: Isa = BES
         step = plan.steps[index]
         if not isinstance(step, Step) or type(step).__name__ == "RowStep" or step.target.storage.place == "output":
             return
-        expected, actual = evaluate(step, read(arena)), plan.view(arena, step.target)
+        expected, actual = evaluate(step, read(arena)), plan.view(arena, step.target, given)
         if actual.dtype != torch.float32:
             actual = actual.int()
         assert torch.equal(expected, actual), f"{step.kind} of '{step.node.name}': {_difference(expected, actual)}"

@@ -19,7 +19,7 @@ def model() -> nn.Module:
 def test_entry_in_fp32_reads_the_unrounded_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fp32_entry, "SHARE", 1e9)
     net, x = model(), torch.randn(2, 3, 12, 12)
-    q = fxquant.compile(net, calibration=[x])
+    q = fxquant.compile(net, calibration=[x], backend="x86")
     first, second = q.report.rows
     for row in (first, second):
         assert row.precision == "fp32" and "not faster" in row.reason and row.kernel == "fp32 on unrounded inputs"
@@ -31,7 +31,7 @@ def test_entry_in_fp32_reads_the_unrounded_input(monkeypatch: pytest.MonkeyPatch
 
 def test_entry_stays_int8_where_fp32_costs_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fp32_entry, "SHARE", -1e9)
-    q = fxquant.compile(model(), calibration=[torch.randn(2, 3, 12, 12)])
+    q = fxquant.compile(model(), calibration=[torch.randn(2, 3, 12, 12)], backend="x86")
     assert [row.precision for row in q.report.rows] == ["int8", "int8"]
 
 
@@ -40,7 +40,9 @@ def test_an_fp32_op_reads_what_entered_unrounded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(fp32_entry, "SHARE", 1e9)
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Softmax(1), nn.Conv2d(8, 4, 1)).eval()
     data = [torch.randn(2, 3, 12, 12)]
-    entered = fxquant.compile(net, calibration=data, config=fxquant.QuantConfig(overrides={"2": None})).report.rows[0]
+    entered = fxquant.compile(
+        net, calibration=data, config=fxquant.QuantConfig(overrides={"2": None}), backend="x86"
+    ).report.rows[0]
     assert entered.kernel == "fp32 on unrounded inputs" and entered.qparams is None
 
 

@@ -103,7 +103,7 @@ def test_kernels_are_measured_in_the_form_in_which_they_run(cache: Path, monkeyp
     measured = QuantConfig(deterministic=False, mixed_precision=False)
     fxquant.compile(model, calibration=data, config=measured, executor="eager")
     assert cache.exists() and not traced
-    assert fxquant.compile(model, calibration=data, config=measured).report.counts == {"int8": 1}
+    assert fxquant.compile(model, calibration=data, config=measured, backend="x86").report.counts == {"int8": 1}
     assert traced  # eager times do not stand for those of TorchScript
 
 

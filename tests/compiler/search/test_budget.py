@@ -18,7 +18,7 @@ import fxquant
 from fxquant import BudgetWarning, ConfigError, QuantConfig, SearchError
 from fxquant.backends.base.backend import Latencies
 from fxquant.backends.base.program import FrozenProgram
-from fxquant.backends.x86 import X86Backend
+from fxquant.backends.llvm import LLVMBackend
 from fxquant.compiler.search import evaluator
 
 from .toys import BUDGET, FRAGILE, LAYERS, Counting, batches, closeness, config, found, model
@@ -94,12 +94,12 @@ def test_nan_for_all_mixes_is_told() -> None:
 
 
 def test_where_int8_is_never_faster_no_budget_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+    def latencies(self: LLVMBackend, program: FrozenProgram) -> Latencies:
         names = [n.name for n in program.module.graph.nodes]
         fast = dict.fromkeys(names, 0.1)
         return Latencies(dict.fromkeys(names, 1.0), fast, fast, fast, {})
 
-    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(LLVMBackend, "latencies", latencies)
     with pytest.warns(BudgetWarning, match=r"int8 makes no op faster here"):
         result = found(strict=True)
     assert result.best.report.counts == {"fp32": len(LAYERS)}

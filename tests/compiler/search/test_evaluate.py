@@ -123,7 +123,7 @@ def test_compile_searches_when_it_is_given_a_budget() -> None:
         ({"strict": True}, "strict= goes with evaluate="),
         ({"evaluate": closeness, "max_drop": 0.1, "calibration": None}, "evaluate= needs calibration="),
         ({"evaluate": closeness, "max_drop": 0.1, "scheme": "dynamic"}, "goes with scheme 'static', not 'dynamic'"),
-        ({"evaluate": closeness, "max_drop": 0.1, "backend": "reference"}, "'reference' measures none. Use 'x86'"),
+        ({"evaluate": closeness, "max_drop": 0.1, "backend": "reference"}, "'reference' measures none. Use 'auto'"),
     ],
 )
 def test_compile_refuses_what_does_not_go_together(options: dict[str, Any], message: str) -> None:

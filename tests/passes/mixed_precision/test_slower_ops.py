@@ -13,7 +13,7 @@ import fxquant
 from fxquant import QuantConfig
 from fxquant.backends.base.backend import Latencies
 from fxquant.backends.base.program import FrozenProgram
-from fxquant.backends.x86 import X86Backend
+from fxquant.backends.llvm import LLVMBackend
 from fxquant.compiler.numerics.metrics import decibels, sqnr
 from fxquant.compiler.workflows import mixed_precision
 from fxquant.passes.analysis import slower_ops
@@ -42,12 +42,12 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
     """Milliseconds in (int8, fp32) by the op's name; 1 and 2 where nothing is said, and 0.1 for each border."""
     given: dict[str, tuple[float, float]] = {}
 
-    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+    def latencies(self: LLVMBackend, program: FrozenProgram) -> Latencies:
         names = [n.name for n in program.module.graph.nodes]
         int8, fp32 = ({n: given.get(n, (1.0, 2.0))[i] for n in names} for i in (0, 1))
         return Latencies(int8, fp32, dict.fromkeys(names, 0.1), dict.fromkeys(names, 0.1), {})
 
-    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(LLVMBackend, "latencies", latencies)
     monkeypatch.setattr(slower_ops, "LEAST_GAIN", (0.02, 0.05))
     return given
 
@@ -131,7 +131,7 @@ class Skips(nn.Module):
 def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum would be fused into the convolution, which must not keep it from being left out."""
 
-    def latencies(self: X86Backend, program: FrozenProgram) -> Latencies:
+    def latencies(self: LLVMBackend, program: FrozenProgram) -> Latencies:
         names = [n.name for n in program.module.graph.nodes]
         times = dict.fromkeys(names, 1.0)
         return Latencies(times, times, times, times, {"add": "conv"})
@@ -139,7 +139,7 @@ def test_an_op_that_is_ruined_is_no_longer_fused(overrides: dict[Any, Any], monk
     def ruinous_sum(gm: Any, exact: Any, assignment: Any, free: Any, batch: Any) -> Any:
         return [(3.0, u.root.name) for u in free if u.root.name == "add"]
 
-    monkeypatch.setattr(X86Backend, "latencies", latencies)
+    monkeypatch.setattr(LLVMBackend, "latencies", latencies)
     monkeypatch.setattr(mixed_precision, "sqnr_of_each", ruinous_sum)
     monkeypatch.setattr(mixed_precision, "output_sqnr", lambda gm, exact, batch: 0.0)
     q = fxquant.compile(

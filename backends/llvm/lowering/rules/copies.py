@@ -19,6 +19,8 @@ from .shapes import view
 def cat(builder: Builder, node: fx.Node) -> bool:
     """Join along an axis. Inputs that a step computes are computed in their place, if they have the same qparams."""
     inputs: Any = node.args[0]
+    if isinstance(inputs, fx.Node):
+        return False  # what an op in torch returned
     shape = builder.infos[node].shape
     return _joined(builder, node, [builder.tensor(n) for n in inputs], builder.param(node, "dim", 0) % len(shape))
 
@@ -26,6 +28,8 @@ def cat(builder: Builder, node: fx.Node) -> bool:
 def stack(builder: Builder, node: fx.Node) -> bool:
     """Join along a new axis."""
     inputs: Any = node.args[0]
+    if isinstance(inputs, fx.Node):
+        return False
     axis = builder.param(node, "dim", 0) % len(builder.infos[node].shape)
     known = [(value.with_one(axis), scale, zero) for value, scale, zero in map(builder.tensor, inputs)]
     return _joined(builder, node, known, axis)

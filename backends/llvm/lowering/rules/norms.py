@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, fx
 
 from ..builder import Builder
+from ..lazy import read_form
 from ..row_steps import RowStep
 from ..steps import Step
 from ..terms import Form, Total
@@ -43,19 +44,20 @@ def softmax(builder: Builder, node: fx.Node) -> bool:
 
 def _rows(builder: Builder, node: fx.Node, kind: Literal["norm", "softmax"], form: Form, epsilon: float) -> bool:
     shape = builder.infos[node].shape
-    lazy = builder.read(node.args[0])  # type: ignore[arg-type]
-    if shape[-1] > LARGEST or not shape:
+    argument: Any = node.args[0]
+    lazy = builder.read(argument)
+    if not shape or shape[-1] > LARGEST:
         return False
-    if lazy.draft is not None or lazy.order[-1] != len(shape) - 1:
-        value = builder.row_major(builder.float_value(node.args[0]), node)  # type: ignore[arg-type]
-        builder.set_value(node.args[0], value)  # type: ignore[arg-type]
-        lazy = builder.lazy[node.args[0]]  # type: ignore[index]
-    source = lazy.clamped
+    if lazy.draft is None and lazy.order[-1] == len(shape) - 1:
+        source, order = lazy.clamped, lazy.order
+    else:
+        value = builder.row_major(builder.float_value(argument), node)
+        source, order = read_form(value), value.order()
 
     def draft(output: Form, target: Value, top: int) -> list[Step]:
         return [RowStep(node, output, target, top, operation=kind, source=source, epsilon=epsilon)]
 
-    builder.set(node, form, lazy, draft=draft)
+    builder.set(node, form, order=order, draft=draft)
     return True
 
 

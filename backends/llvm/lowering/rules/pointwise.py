@@ -27,8 +27,8 @@ def clamp(name: str, builder: Builder, node: fx.Node) -> bool:
     source = builder.read(node.args[0])  # type: ignore[arg-type]
     assert row.clamp is not None
     call = Call(node, None, {})
-    if any(isinstance(builder.param(node, bound), fx.Node) for bound in ("min", "max")):
-        return False
+    if any(isinstance(node.kwargs.get(bound), fx.Node) for bound in ("min", "max")):
+        return False  # tensors
     low, high = row.clamp(call)
     low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
     old_low, old_high = source.clamp

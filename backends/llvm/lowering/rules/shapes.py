@@ -73,6 +73,8 @@ def clone(builder: Builder, node: fx.Node, value: Value) -> Value:
 
 def pieces(builder: Builder, node: fx.Node) -> bool:
     """chunk and split; getitem picks a piece."""
+    if not all(u.target is operator.getitem and isinstance(u.args[1], int) for u in node.users):
+        return False  # the pieces are wanted as a whole
     value, scale, zero = builder.tensor(node.args[0])  # type: ignore[arg-type]
     axis = builder.param(node, "dim", 0) % len(value.shape)
     size = value.shape[axis]
