@@ -67,10 +67,13 @@ def compile(
             forward() does not need them. None: the result calibrates on its first calls, until its
             ``freeze()``; not with ``"qat"``.
         config: how to quantize, and what to leave in fp32.
-        backend: ``"x86"``, or ``"reference"`` (plain torch ops, slow).
-        target: the CPU that weights are quantized for; None is this one. Kernels are timed on this one.
-        executor: how the lowered graph runs: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and frozen,
-            with less overhead per op), or ``"auto"``: the one that is measured to be faster. With
+        backend: ``"llvm"``: native code, generated for the model and its shapes. ``"x86"``: the int8 kernels of torch.
+            ``"reference"``: plain torch ops, slow. ``"auto"``: llvm, or x86 where ``llvmlite`` is missing or an
+            ``executor`` is asked for. With ``scheme="dynamic"``, llvm runs the layers of x86.
+        target: the CPU that weights are quantized for; None is this one. Kernels are timed on this one. It makes no
+            difference to llvm, whose products do not saturate.
+        executor: how x86 runs the lowered graph: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
+            frozen, with less overhead per op), or ``"auto"``: the one that is measured to be faster. With
             ``scheme="dynamic"``, ``"auto"`` is TorchScript for kinds of calls on which it returned the same.
         dtype: of the weights, with ``scheme="dynamic"``: ``torch.int8`` or ``torch.float16``.
         leaf_modules: paths or classes of modules that are not traced. They stay in fp32; ``scheme="dynamic"``

@@ -67,10 +67,15 @@ class Isa:
         place = [order.index(i) for i in range(len(order))]
         return c.take(joined, place)
 
-    def pack_words(self, c: Code, x: Value) -> Value:
-        """An int32 vector, saturated to s16 from -32767 on."""
+    def pack_words(self, c: Code, vectors: Sequence[Value]) -> Value:
+        """One or two int32 vectors, in the order of :meth:`channel_order`, saturated to one vector of s16."""
+        order = self.channel_order(len(vectors))
+        joined = self._concat(c, [self._words(c, v) for v in vectors])
+        return c.take(joined, [order.index(i) for i in range(len(order))])
+
+    def _words(self, c: Code, x: Value) -> Value:
         lanes = x.type.count
-        x = c.intrinsic(f"llvm.smax.v{lanes}i32", x.type, (x, splat(-32767, I32, lanes)))
+        x = c.intrinsic(f"llvm.smax.v{lanes}i32", x.type, (x, splat(-32768, I32, lanes)))
         x = c.intrinsic(f"llvm.smin.v{lanes}i32", x.type, (x, splat(32767, I32, lanes)))
         return c.b.trunc(x, vector(I16, lanes))
 
@@ -176,6 +181,11 @@ class Avx512(Isa):
         kind = vector(I32, self.lanes)
         mask, current = ir.Constant(I16, -1), ir.Constant(I32, 4)  # all lanes; the rounding mode of the CPU
         return c.intrinsic("llvm.x86.avx512.mask.cvtps2dq.512", kind, (x, splat(0, I32, 16), mask, current))
+
+    def pack_words(self, c: Code, vectors: Sequence[Value]) -> Value:
+        if len(vectors) == 1:
+            return self._words(c, vectors[0])
+        return c.intrinsic("llvm.x86.avx512.packssdw.512", vector(I16, 32), vectors)
 
     def pack(self, c: Code, vectors: Sequence[Value]) -> Value:
         words, bytes_ = vector(I16, 32), vector(I8, 64)

@@ -30,9 +30,8 @@ class Elementwise:
     @property
     def block(self) -> Block:
         """Elements that are computed at once."""
-        if not self.epilogue.packed:
-            return Block(1, min(self.isa.lanes, self.size))
-        vectors = next((v for v in (4, 2, 1) if v * self.isa.lanes <= self.size), 1)
+        most = self.epilogue.together
+        vectors = next((v for v in (4, 2, 1) if v <= most and v * self.isa.lanes <= self.size), 1)
         return Block(vectors, min(vectors * self.isa.lanes, self.size))
 
     @property

@@ -40,13 +40,14 @@ class Epilogue:
         return Element(self.output.kind, BYTES[self.output.kind]), *self.operands
 
     @property
-    def packed(self) -> bool:
-        """Whether registers of channels are packed to u8 together, in the order of ``Isa.channel_order``."""
-        return self.output.kind == "u8" and all(e.step == 0 or (e.kind == "u8" and e.contiguous) for e in self.operands)
+    def together(self) -> int:
+        """Registers of channels that are packed together at most, in the order of ``Isa.channel_order``."""
+        integers = all(e.step == 0 or (e.kind != "f32" and e.contiguous) for e in self.operands)
+        return {"u8": 4, "s16": 2, "f32": 1}[self.output.kind] if integers else 1
 
     def groups(self, block: Block) -> list[tuple[int, int]]:
         """(first, count) of the registers of a block that are packed together."""
-        return pack_groups(block.vectors, self.packed)
+        return pack_groups(block.vectors, self.together)
 
     def lane_channels(self, block: Block, isa: Isa) -> list[int]:
         """The channel of each lane of a block; those from ``block.valid`` on are none."""
@@ -61,7 +62,7 @@ def stored(scopes: Sequence[Scope], output: Output) -> Value:
     if output.kind == "f32":
         return scopes[0].value(output.value)
     if output.kind == "s16":
-        return isa.pack_words(code, scopes[0].integers(output))
+        return isa.pack_words(code, [s.integers(output) for s in scopes])
     return isa.pack(code, [s.integers(output) for s in scopes])
 
 

@@ -33,10 +33,10 @@ class Element:
         return self.step == BYTES[self.kind]
 
 
-def pack_groups(vectors: int, packed: bool) -> list[tuple[int, int]]:
-    """(first, count) of the registers that are packed to u8 together; each alone if not ``packed``."""
+def pack_groups(vectors: int, most: int) -> list[tuple[int, int]]:
+    """(first, count) of the registers that are packed together: ``most`` or fewer."""
     groups, first = [], 0
-    for count in (4, 2, 1) if packed else (1,):
+    for count in (n for n in (4, 2, 1) if n <= most):
         while first + count <= vectors:
             groups.append((first, count))
             first += count
@@ -76,8 +76,9 @@ class OperandLoader:
         if self.element.kind == "f32":
             return [c.load(c.at(self.pointer, 4 * lanes * v), kind) for v in range(self.count)]
         if self.element.kind == "s16":
-            words = (c.load(c.at(self.pointer, 2 * lanes * v), vector(I16, lanes)) for v in range(self.count))
-            return [c.b.sitofp(w, kind) for w in words]
+            words, order = c.load(self.pointer, vector(I16, size)), self.isa.channel_order(self.count)
+            parts = (c.take(words, order[v * lanes : (v + 1) * lanes]) for v in range(self.count))
+            return [c.b.sitofp(c.b.sext(part, vector(I32, lanes)), kind) for part in parts]
         packed = c.load(self.pointer, vector(I8, size))
         return [c.b.sitofp(v, kind) for v in self.isa.unpack(c, packed, self.count)]
 

@@ -100,7 +100,7 @@ class Builder:
 
     def compute(self, lazy: Lazy, element: Element, qparams: QParams | None = None) -> Value:
         """A step that computes ``lazy`` into memory of its own."""
-        form, top, zero = lazy.form, 255, 0
+        form, zero = lazy.form, 0
         low, high = lazy.clamp
         if qparams is None:
             form = lazy.clamped
@@ -116,12 +116,12 @@ class Builder:
                 form = bounded(form, -math.inf, float(top))
         storage = Storage(element, lazy.shape, lazy.order, zero=zero)
         target = Value.of(storage)
-        self.emit(lazy, form, target, top)
+        self.emit(lazy, form, target)
         return target
 
-    def emit(self, lazy: Lazy, form: Form, target: Value, top: int = 255) -> None:
+    def emit(self, lazy: Lazy, form: Form, target: Value) -> None:
         """The steps that compute ``form``, which was made of that of ``lazy``."""
-        steps = lazy.draft(form, target, top) if lazy.draft else [ElementwiseStep(lazy.node, form, target, top)]
+        steps = lazy.draft(form, target) if lazy.draft else [ElementwiseStep(lazy.node, form, target)]
         for step in steps:
             self.add(step, *lazy.ops)
 

@@ -19,11 +19,12 @@ from ...base.program import FrozenProgram
 from ...ops.units import Unit, match_units
 from .drop_pairs import ELEMENTWISE
 
-PRODUCTS = 2**31 // (32767 * 128)  # of s16 and s8, which an int32 holds
+PRODUCTS = (2**31 - 1) // (2**15 * 2**7)  # of s16 and s8, whose sum an int32 holds
 ROOM = 2.0  # how much larger than in calibration a value may be
 SHARE = 0.2  # of the time of all layers that 16 bits may cost
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 DEPTHWISE = 8.0  # time of a product of a depthwise convolution, in those of others
+ELEMENT = 16.0  # time to write and read an element of 16 bits, in products
 
 
 def widen_entry(program: FrozenProgram) -> int:
@@ -41,6 +42,7 @@ def widen_entry(program: FrozenProgram) -> int:
             readers = {units.get(user) for pair in pairs for user in pair.users}
             fits = readers and all(map(is_dequantize, pairs)) and all(u and _fits(gm, u) for u in readers)
             extra = sum(_cost(program, u) for u in readers if u) if fits else math.inf
+            extra += ELEMENT * math.prod(program.values[node].shape)
             if extra <= budget:
                 budget -= extra
                 _widen(node, pairs)
@@ -57,7 +59,7 @@ def widen_entry(program: FrozenProgram) -> int:
 def _widen(node: fx.Node, pairs: Iterable[fx.Node]) -> None:
     known = literal_qparams(node)
     top = ROOM * max(-known.low, known.high)
-    wide = QParams(top / 32767, 0, -32767, 32767)
+    wide = QParams(top / 32767, 0, -32768, 32767)
     node.args = (node.args[0], wide.scale, wide.zero_point, wide.qmin, wide.qmax)
     for pair in pairs:
         pair.args = (node, wide.scale, wide.zero_point)

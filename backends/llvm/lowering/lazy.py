@@ -15,7 +15,7 @@ from .storage import TOPS, Element
 from .terms import Apply, Form
 from .values import Value
 
-Draft = Callable[[Form, Value, int], list[Step]]  # form, target, top -> the steps that sum
+Draft = Callable[[Form, Value], list[Step]]  # form, target -> the steps that sum
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ class SumStep(Step):
 
     def _joins(self, epilogue: Epilogue) -> bool:
         """Whether registers of channels may be summed and packed together."""
-        return epilogue.packed and self.source.element == "u8"
+        return epilogue.together == 4 and self.source.element == "u8"
 
     def make(self, isa: Isa) -> Made:
         expression = Expression(self.target.shape[1])

@@ -41,13 +41,11 @@ class Step:
         node: the op of the program that it computes.
         form: what it stores, of its sums and other tensors; integers are in steps of the target, rounded.
         target: where.
-        top: the largest integer of a u8 output.
     """
 
     node: fx.Node
     form: Form
     target: Value
-    top: int = 255
 
     @property
     def sources(self) -> list[Value]:

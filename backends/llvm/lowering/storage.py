@@ -11,7 +11,7 @@ from torch import Tensor
 Place = Literal["arena", "constant", "input", "output"]
 Element = Literal["u8", "s16", "f32"]
 BYTES: dict[Element, int] = {"u8": 1, "s16": 2, "f32": 4}
-TOPS: dict[Element, float] = {"u8": 255.0, "s16": 32767.0, "f32": math.inf}  # the largest magnitude
+TOPS: dict[Element, float] = {"u8": 255.0, "s16": 32768.0, "f32": math.inf}  # the largest magnitude
 
 
 @dataclass(eq=False)

@@ -94,7 +94,7 @@ def evaluate(step: Step, read: Read) -> Tensor:
     result = value(tree).expand(step.target.shape)
     if step.target.element == "f32":
         return result
-    least, most = (0, 255) if step.target.element == "u8" else (-32767, 32767)
+    least, most = (0, 255) if step.target.element == "u8" else (-32768, 32767)
     return torch.round(result.double()).clamp(least, most).int()
 
 

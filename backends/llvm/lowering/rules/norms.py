@@ -54,8 +54,8 @@ def _rows(builder: Builder, node: fx.Node, kind: Literal["norm", "softmax"], for
         value = builder.row_major(builder.float_value(argument), node)
         source, order = read_form(value), value.order()
 
-    def draft(output: Form, target: Value, top: int) -> list[Step]:
-        return [RowStep(node, output, target, top, operation=kind, source=source, epsilon=epsilon)]
+    def draft(output: Form, target: Value) -> list[Step]:
+        return [RowStep(node, output, target, operation=kind, source=source, epsilon=epsilon)]
 
     builder.set(node, form, order=order, draft=draft)
     return True

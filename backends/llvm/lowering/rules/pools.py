@@ -85,12 +85,12 @@ def _average(builder: Builder, node: fx.Node, source: fx.Node, windows: tuple[Wi
         return False  # an int32 may not hold the sum
     bound = TOPS[value.element] * scale
 
-    def draft(form: Form, target: Value, top: int) -> list[Step]:
+    def draft(form: Form, target: Value) -> list[Step]:
         if len(target.shape) == 2:  # a mean drops the axes
             for axis in range(2, axes + 2):
                 target = target.with_one(axis)
             form = form.with_values(lambda v: _with_ones(v.expanded(shape), axes))
-        return [SumStep(node, form, target, top, source=value, windows=windows)]
+        return [SumStep(node, form, target, source=value, windows=windows)]
 
     form = Form.of(Total(), scale / count, -scale * zero, bound)
     order = (0, *range(2, axes + 2), 1) if len(shape) == len(full) else (0, 1)

@@ -67,9 +67,9 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
     groups = int(builder.param(node, "groups", 1))
     source = builder.channels_last(operands.value, node, operands.zero, [(p, p) for p in paddings])
 
-    def draft(form: Form, target: Value, top: int) -> list[Step]:
+    def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight)
-        return [ContractionStep(node, own, target, top, source=source, weight=weight, windows=windows, groups=groups)]
+        return [ContractionStep(node, own, target, source=source, weight=weight, windows=windows, groups=groups)]
 
     builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft)
     return True
@@ -97,7 +97,7 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
     halo = [(max(p.before for p in axis), max(p.after for p in axis)) for axis in phases]
     source = builder.channels_last(operands.value, node, operands.zero, halo)
 
-    def draft(form: Form, target: Value, top: int) -> list[Step]:
+    def draft(form: Form, target: Value) -> list[Step]:
         steps: list[Step] = []
         for place in itertools.product(*phases):
             taps, part, windows = weight, target, []
@@ -108,7 +108,7 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
             own = operands.without_zero(form, taps).with_values(
                 lambda v: _narrowed(v.expanded(target.shape), place, strides)  # noqa: B023
             )
-            steps.append(ContractionStep(node, own, part, top, source=source, weight=taps, windows=tuple(windows),
+            steps.append(ContractionStep(node, own, part, source=source, weight=taps, windows=tuple(windows),
                                          groups=groups))  # fmt: skip
         return steps
 
@@ -164,12 +164,12 @@ def linear(builder: Builder, node: fx.Node) -> bool:
     source = value.permuted(channels_first)
     weight = operands.weight.reshape(*operands.weight.shape, *[1] * (axes - 2))
 
-    def draft(form: Form, target: Value, top: int) -> list[Step]:
+    def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight).with_values(
             lambda v: v.expanded(target.shape).permuted(channels_first)
         )
         windows = (Window(1),) * (axes - 2)
-        return [ContractionStep(node, own, target.permuted(channels_first), top, source=source, weight=weight,
+        return [ContractionStep(node, own, target.permuted(channels_first), source=source, weight=weight,
                                 windows=windows)]  # fmt: skip
 
     builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
