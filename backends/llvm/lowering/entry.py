@@ -20,6 +20,7 @@ from ...ops.units import Unit, match_units
 from .drop_pairs import ELEMENTWISE
 
 PRODUCTS = (2**31 - 1) // (2**15 * 2**7)  # of s16 and s8, whose sum an int32 holds
+FEW = 320  # products of an output: with more, 8 bits are twice as fast
 ROOM = 2.0  # how much larger than in calibration a value may be
 SHARE = 0.2  # of the time of all layers that 16 bits may cost
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
@@ -71,7 +72,7 @@ def _fits(gm: fx.GraphModule, unit: Unit) -> bool:
         return True
     integers = _integers(gm, unit)
     groups = unit.root.kwargs.get("groups", 1)
-    if unit.row.name not in CONVOLUTIONS or integers is None or integers[0].numel() > PRODUCTS:
+    if unit.row.name not in CONVOLUTIONS or integers is None or integers[0].numel() > min(FEW, PRODUCTS):
         return False
     return bool(groups == 1 or groups == integers.shape[0])
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ....compiler.core.locks import process_lock
+from ....compiler.core.progress import log
 from ....compiler.execution.inputs import Signature
 from ...base.backend import KernelChoice
 from ...base.program import FrozenProgram
@@ -19,6 +20,10 @@ from .lower import Lowering
 from .plan import Plan
 
 PLANS = 8  # that are kept
+MANY_SHAPES = (
+    f"Inputs of more than {PLANS} shapes: each new one takes a plan, and seconds for kernels of new shapes. "
+    "Pad inputs to a few shapes, or use backend='x86'."
+)
 
 
 class PlannedProgram:
@@ -32,7 +37,7 @@ class PlannedProgram:
         self._signature = Signature.of(program.module)
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
-        self._lock = process_lock()
+        self._lock, self._built = process_lock(), 0
         self._example = self._planned(self._given(*program.example))[1]
 
     @property
@@ -48,6 +53,9 @@ class PlannedProgram:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)
+        if any(isinstance(v, Tensor) and not v.numel() for v in given.values()):
+            with torch.no_grad():
+                return self.program.module(*given.values())  # there is nothing to compute
         return self._planned(given)[0].run(given)
 
     def kernel_errors(self, *args: Any, **kwargs: Any) -> Mapping[fx.Node, int]:
@@ -66,6 +74,9 @@ class PlannedProgram:
             if key in self._plans:
                 self._plans.move_to_end(key)
             else:
+                self._built += 1
+                if self._built == PLANS + 1:
+                    log.warning(MANY_SHAPES)
                 lowering = Lowering(self.program.module, given, self.isa)
                 self._plans[key] = lowering.plan(), lowering
                 while len(self._plans) > PLANS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .openmp import openmp
 Space = Literal["arena", "constant", "given"]
 SLACK = 256  # bytes before and after, as kernels may read past the end of a tensor
 ALIGNMENT = 64
+HUGE_PAGE = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,20 @@ class NativeStep:
 
 
 def aligned_bytes(size: int) -> Tensor:
-    """uint8 [size], aligned, with slack before and after it."""
-    memory = torch.empty(size + 2 * SLACK + ALIGNMENT, dtype=torch.uint8)
-    start = -(memory.data_ptr() + SLACK) % ALIGNMENT + SLACK
+    """uint8 [size], aligned, with slack before and after it. Large ones lie in huge pages, if the system has them."""
+    alignment = HUGE_PAGE if size >= HUGE_PAGE // 2 else ALIGNMENT
+    memory = torch.empty(size + 2 * SLACK + 2 * alignment, dtype=torch.uint8)
+    start = -(memory.data_ptr() + SLACK) % alignment + SLACK
+    if alignment == HUGE_PAGE:
+        _use_huge_pages(memory.data_ptr() + start, -(-size // HUGE_PAGE) * HUGE_PAGE)
     return memory[start : start + size]
+
+
+def _use_huge_pages(address: int, size: int) -> None:
+    """Advice that a system may ignore: weights of megabytes would miss the page table's cache in every call."""
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is not None and hasattr(mmap, "MADV_HUGEPAGE"):
+        madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
 
 
 @cache

@@ -46,6 +46,20 @@ def test_plans_are_kept_by_shape_and_bounded(program: FrozenProgram, monkeypatch
     assert next(iter(run._plans)) != used or used[0][1][-1] != 22
 
 
+def test_many_shapes_are_told_once(
+    program: FrozenProgram, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(programs, "PLANS", 2)
+    run = PlannedProgram(program, BEST)
+    for size in range(20, 26):
+        run(torch.randn(1, 3, size, 20))
+    assert [r.getMessage() for r in caplog.records] == [programs.MANY_SHAPES]
+
+
+def test_an_empty_batch(program: FrozenProgram) -> None:
+    assert PlannedProgram(program, BEST)(torch.randn(0, 3, 20, 24)).shape == (0, 5)
+
+
 def test_any_strides(program: FrozenProgram) -> None:
     run, x = PlannedProgram(program, BEST), torch.randn(2, 3, 20, 24)
     wide = torch.randn(4, 6, 40, 24)
