@@ -20,7 +20,7 @@ from ..codegen.isa import Isa
 from .contraction import ContractionStep
 from .drop_pairs import drop_pairs
 from .lower import Lowering
-from .steps import FillStep, Step
+from .steps import Step
 
 ROUNDS = 9  # runs that a time is the median of
 CLOCK = 3.0e6  # cycles in a millisecond, for estimates
@@ -43,12 +43,9 @@ def find_latencies(program: FrozenProgram, isa: Isa) -> Latencies:
         drop_pairs(copied.program)
     given = _placeholders(copied.program)
     lowering = Lowering(copied.program.module, given, isa)
-    plan = lowering.plan()
     int8: dict[fx.Node, float] = {}
-    times = _estimated(plan.native, isa) if program.deterministic else plan.step_seconds(given, ROUNDS)
-    for step, seconds in zip(plan.native, times, strict=True):
-        if isinstance(step, Step):
-            int8[step.node] = int8.get(step.node, 0.0) + 1e3 * seconds
+    for step, seconds in _timed(lowering, given, program.deterministic):
+        int8[step.node] = int8.get(step.node, 0.0) + 1e3 * seconds
     fp32 = _estimated_in_torch(program, units) if program.deterministic else _in_torch(program)
     for unit in units:
         name, node = unit.root.name, copied.of.get(unit.root, unit.root)
@@ -72,15 +69,22 @@ def _placeholders(program: FrozenProgram) -> dict[fx.Node, Any]:
     return dict(zip(nodes, bind_inputs(program.module, *program.example), strict=True))
 
 
-def _estimated(steps: list[Step | FillStep], isa: Isa) -> list[float]:
-    """Seconds of each step, from its products and elements."""
-    found = []
-    for step in steps:
-        products = step.products / isa.products if isinstance(step, ContractionStep) else 0.0
-        elements = step.target.numel if isinstance(step, Step) else 0
-        cycles = products * (4.0 if isinstance(step, ContractionStep) and step.depthwise else 1.3) + elements / MOVED
-        found.append(cycles / (1e3 * CLOCK * torch.get_num_threads()))
-    return found
+def _timed(lowering: Lowering, given: Mapping[fx.Node, Any], estimate: bool) -> list[tuple[Step, float]]:
+    """Each step with its seconds."""
+    if estimate:
+        lowering.walk()
+        return [(s, _estimated(s, lowering.isa)) for s in lowering.builder.steps if isinstance(s, Step)]
+    plan = lowering.plan()
+    times = zip(plan.native, plan.step_seconds(given, ROUNDS), strict=True)
+    return [(step, seconds) for step, seconds in times if isinstance(step, Step)]
+
+
+def _estimated(step: Step, isa: Isa) -> float:
+    """Seconds of a step, from its products and elements."""
+    cycles = step.target.numel / MOVED
+    if isinstance(step, ContractionStep):
+        cycles += step.products / isa.products * (4.0 if step.depthwise else 1.3)
+    return cycles / (1e3 * CLOCK * torch.get_num_threads())
 
 
 def _estimated_in_torch(program: FrozenProgram, units: list[Unit]) -> Times:

@@ -56,7 +56,12 @@ class Lowering:
         self.views: list[fx.Node] = []
 
     def plan(self) -> Plan:
-        """Walk over the program, and make a plan."""
+        """The steps with their kernels, ready to run."""
+        result = self.walk()
+        return Plan(self.builder.steps, self.inputs, self.outputs, result, self.returned, self.isa)
+
+    def walk(self) -> Any:
+        """Find the steps. Returns what forward() returns, with nodes in it."""
         result: Any = None
         for node in self.gm.graph.nodes:
             if node.op == "output":
@@ -64,7 +69,7 @@ class Lowering:
                 map_arg(result, self._return)
             elif node not in self.builder.statics:
                 self._visit(node)
-        return Plan(self.builder.steps, self.inputs, self.outputs, result, self.returned, self.isa)
+        return result
 
     def _visit(self, node: fx.Node) -> None:
         builder = self.builder
