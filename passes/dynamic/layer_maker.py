@@ -11,6 +11,7 @@ from torch import nn
 from ...backends.base.backend import Backend, binding_of
 from ...backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...backends.base.dynamic_spec import DynamicSpec, RoundedWeight, example_inputs, weight_names
+from ...backends.base.joined_backend import JoinedBackend
 from ...backends.base.op import OpRow
 from ...backends.ops.table import OPS
 from ...compiler.core.memory import release_after
@@ -43,7 +44,7 @@ class LayerMaker:
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend
+        self.backend = backend.layers if isinstance(backend, JoinedBackend) else backend
         self.compiled: dict[nn.Module, DynamicLayer] = {}
         self._done: dict[nn.Module, MadeLayer | str] = {}
         self._weights: dict[tuple[int, torch.dtype, str], RoundedWeight] = {}

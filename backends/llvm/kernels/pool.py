@@ -25,7 +25,7 @@ class SumPool:
         window: nested loops: (count, bytes from one to the next in the input).
         channels: how many.
         kind: what an element of the input is.
-        vectors: registers of channels that are summed at once; 1 for s16.
+        vectors: registers of channels that are summed at once; more than one for u8 in and out alone.
         epilogue: what is stored.
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from ..codegen.code import F32, Code, Value, i64, vector
@@ -88,9 +89,9 @@ class _Emitter:
     def _norm(self, inputs: list[Value]) -> None:
         """(x - mean) / sqrt(variance + epsilon)."""
         m, share = self.m, self.m.const(1.0 / self.r.size)
-        mean = m.mul(self._reduced("add", 0.0, lambda chunk, part: self._read(inputs, chunk, part), 0.0), share)
+        mean = m.mul(self._reduced("add", 0.0, partial(self._read, inputs), 0.0), share)
 
-        def square(chunk: Value, part: int) -> Value:
+        def square(chunk: Value, part: int, valid: int) -> Value:
             off = m.sub(self._held(chunk, part), mean)
             self._hold(off, chunk, part)
             return m.mul(off, off)
@@ -105,9 +106,9 @@ class _Emitter:
         """exp(x - max) / sum."""
         m = self.m
         lowest = -3.4e38
-        largest = self._reduced("max", lowest, lambda chunk, part: self._read(inputs, chunk, part), lowest)
+        largest = self._reduced("max", lowest, partial(self._read, inputs), lowest)
 
-        def power(chunk: Value, part: int) -> Value:
+        def power(chunk: Value, part: int, valid: int) -> Value:
             value = FUNCTIONS["exp"](m, m.sub(self._held(chunk, part), largest))
             self._hold(value, chunk, part)
             return value
@@ -119,16 +120,21 @@ class _Emitter:
             for part in range(self.parts):
                 self._hold(self.m.mul(self._held(chunk, part), factor), chunk, part)
 
-    def _reduced(self, op: str, start: float, of: Callable[[Value, int], Value], outside: float) -> Value:
-        """The sum or maximum over a row, in all lanes. ``outside`` stands for what is past its end."""
+    def _reduced(self, op: str, start: float, of: Callable[[Value, int, int], Value], outside: float) -> Value:
+        """The sum or maximum over a row, in all lanes.
+
+        Args:
+            of: gives a part of a row, of which some lanes are valid.
+            outside: stands for what is past the end.
+        """
         c, m, lanes = self.c, self.m, self.isa.lanes
         combine = getattr(m, op)
         totals = [c.variable(self.kind, m.const(start)) for _ in range(self.parts)]
 
         def step(chunk: Value, valid: int) -> None:
             for part in range(self.parts):
-                value = of(chunk, part)
                 inside = max(0, min(lanes, valid - part * lanes))
+                value = of(chunk, part, inside) if inside else m.const(outside)
                 if inside < lanes:
                     mixed = [i if i < inside else lanes + i for i in range(lanes)]
                     value = c.shuffle(value, m.const(outside), mixed)
@@ -152,12 +158,12 @@ class _Emitter:
             value = combine(value, c.take(value, [(i + width) % lanes for i in range(lanes)]))
         return c.take(value, [0] * lanes)
 
-    def _read(self, inputs: list[Value], chunk: Value, part: int) -> Value:
+    def _read(self, inputs: list[Value], chunk: Value, part: int, valid: int) -> Value:
         """Compute a part of the row from the operands, and hold it."""
         c, lanes = self.c, self.isa.lanes
         first = c.b.add(c.times(chunk, PARTS), i64(part * lanes))
         at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(inputs, self.r.inputs, strict=True)]
-        loaders = [OperandLoader(c, self.isa, e, p, 1, lanes) for e, p in zip(self.r.inputs, at, strict=True)]
+        loaders = [OperandLoader(c, self.isa, e, p, 1, valid) for e, p in zip(self.r.inputs, at, strict=True)]
 
         def param(which: Param) -> Value:
             return c.repeat(c.load(c.at(self.input_scalars, 4 * which.index), F32), lanes)

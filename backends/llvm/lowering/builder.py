@@ -64,7 +64,7 @@ class Builder:
         """An argument of a call that is no tensor, or an attribute of the module that it calls."""
         if node.op == "call_module":
             return getattr(self.modules[str(node.target)], name, default)
-        return map_arg(node.kwargs.get(name, default), lambda n: self.statics[n])
+        return map_arg(node.kwargs.get(name, default), lambda n: self.statics[n])  # all are known, see Lowering
 
     def constant(self, node: fx.Node) -> Tensor:
         """The tensor of a get_attr node."""
@@ -76,7 +76,7 @@ class Builder:
         return known if known is not None else (self.float_value(node), 1.0, 0)
 
     def read(self, node: fx.Node) -> Lazy:
-        """What ``node`` is; what several ops read is computed once."""
+        """What ``node`` is. What several ops read is computed once, unless it only scales or adds tensors."""
         lazy = self.lazy[node]
         if len(node.users) > 1 and lazy.form.leaves and not self._cheap(lazy):
             self.set_value(node, self.float_value(node))
@@ -169,7 +169,7 @@ class Builder:
             return False
         for axis, low, high in halo:
             dim = value.dims[axis]
-            if dim.axis is None or dim.step != 1 or dim.size != storage.shape[dim.axis]:
+            if dim.axis is None or dim.step != 1 or dim.size != storage.shape[dim.axis] or value.starts[dim.axis]:
                 return False
             if not storage.widen(dim.axis, low, high):
                 return False

@@ -30,6 +30,7 @@ class Lazy:
         draft: makes the step of its sum, if the form has one.
         clamp: bounds that are applied to the form.
         ops: what the form computes.
+        per_channel: its step takes parameters for each index of axis 1.
     """
 
     form: Form
@@ -39,6 +40,7 @@ class Lazy:
     draft: Draft | None = None
     clamp: tuple[float, float] = (-math.inf, math.inf)
     ops: tuple[fx.Node, ...] = ()
+    per_channel: bool = False
 
     @property
     def plain(self) -> tuple[Value, float, int] | None:
@@ -53,10 +55,14 @@ class Lazy:
             or leaf.shape != self.shape
         ):
             return None
-        scale, zero = float(factor), -float(self.form.constant) / float(factor) if float(factor) else 0.0
-        if leaf.element == "f32" and (scale != 1 or zero != 0):
+        scale, constant = float(factor), float(self.form.constant)
+        if leaf.element == "f32":
+            return (leaf, 1.0, 0) if scale == 1 and constant == 0 else None
+        if scale <= 0:
             return None
-        return leaf, scale, round(zero)
+        zero = -constant / scale
+        whole = abs(zero - round(zero)) < 1e-4 and 0 <= round(zero) <= (255 if leaf.element == "u8" else 0)
+        return (leaf, scale, round(zero)) if whole else None
 
     @property
     def clamped(self) -> Form:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -100,6 +101,11 @@ class Lowering:
         tensors = [n for n in read if isinstance(n, fx.Node) and n not in self.builder.statics]
         if not all(n in self.builder.lazy or n in self.builder.pieces for n in tensors):
             return False
+        others = set(node.all_input_nodes) - set(tensors) - self.builder.statics.keys() - self.builder.lazy.keys()
+        if any(n.target is not dequantize_channels for n in others):
+            return False  # a number that a call gives
+        if node in self.builder.infos and not math.prod(self.builder.infos[node].shape):
+            return False  # nothing to compute
         if not rule(self.builder, node):
             return False
         self._note(node)

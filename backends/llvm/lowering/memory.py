@@ -30,7 +30,7 @@ class Memory:
     Attributes:
         offsets: of the storages in the arena.
         arena_bytes: size of the arena.
-        least_bytes: what no placement can do without.
+        least_bytes: the least that any placement could need.
     """
 
     offsets: dict[Storage, int]

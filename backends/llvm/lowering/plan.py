@@ -91,7 +91,10 @@ class Plan:
         return Address("given", argument.offset, index)
 
     def _waits(self) -> list[bool]:
-        """Whether each native step needs what the steps since the last wait wrote, or overwrites what they read."""
+        """Whether each native step needs what the steps since the last wait wrote, or overwrites what they read.
+
+        Steps that write one storage write different parts of it: parts of a join, phases, the halo.
+        """
         waits = []
         starts = {s.first for s in self.segments if s.torch_step is None}
         reads: set[Storage] = set()
@@ -119,7 +122,7 @@ class Plan:
         return start < other + b.bytes and other < start + a.bytes
 
     def view(self, arena: Arena, value: Value, given: Mapping[fx.Node, Any]) -> Tensor:
-        """A tensor of the plan, as it lies in the arena or in an input: integers, or fp32."""
+        """A tensor of the plan, as it lies in the arena, an input or the constants: integers, or fp32."""
         root = value.storage.root
         if root.place == "input":
             memory = given[self.inputs[root.index]]
@@ -141,7 +144,7 @@ class Plan:
             after: called after each step with its index and the arena, which it may change.
         """
         tensors = [given[n] for n in self.inputs]
-        results = [torch.empty(s.shape, dtype=DTYPES[s.element]) for s in self.outputs]
+        results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
         env: dict[fx.Node, Any] = dict(given)
         with self.program.arena() as arena:
             arena.give([*tensors, *results])
@@ -158,7 +161,7 @@ class Plan:
     def step_seconds(self, given: Mapping[fx.Node, Any], rounds: int) -> list[float]:
         """Seconds of each native step within whole runs, the median of ``rounds``."""
         tensors = [given[n] for n in self.inputs]
-        results = [torch.empty(s.shape, dtype=DTYPES[s.element]) for s in self.outputs]
+        results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
         found = np.zeros((rounds, len(self.native)))
         with self.program.arena() as arena:
             for row in found:

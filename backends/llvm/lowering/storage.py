@@ -26,7 +26,7 @@ class Storage:
         index: the number of the input, output or constant.
         zero: the integer of real zero, which fills the halo.
         halo: elements before and after each axis, which hold ``zero``.
-        dense: some reader needs two axes to be contiguous: there can be no halo, and no parent.
+        dense: a view merges two axes, so nothing may lie between them: no halo, no parent.
         parent: the storage that this is a part of, the axis, and where on it it begins.
         fixed_strides: bytes from one index to the next, of a tensor of the user.
         content: of a constant.

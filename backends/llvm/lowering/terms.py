@@ -111,18 +111,6 @@ class Form:
         """The tensors that it reads."""
         return list(dict.fromkeys(leaf for leaf in self.leaves if isinstance(leaf, Value)))
 
-    @property
-    def has_total(self) -> bool:
-        """Whether it is the output of a contraction."""
-        return any(isinstance(leaf, Total) for leaf in self.leaves)
-
-    @property
-    def per_channel(self) -> bool:
-        """Whether a factor or constant differs by channel."""
-        inner = [form for leaf, _ in self.terms if isinstance(leaf, Apply) for form in leaf.arguments]
-        own = [self.constant, *(f for _, f in self.terms)]
-        return any(t.numel() > 1 for t in own) or any(form.per_channel for form in inner)
-
 
 @dataclass
 class Expression:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ..kernels.axes import Axis, count
+from ..kernels.axes import count
 from ..kernels.depthwise import Depthwise
 from ..kernels.gemm import Gemm
 
@@ -58,22 +58,18 @@ def _cycles(gemm: Gemm) -> float:
 
 
 def depthwise_tile(kernel: Depthwise, dilation: int) -> Depthwise:
-    """``kernel`` with a tile whose sums fit the registers, and whose rows and quads are shared most."""
+    """``kernel`` with a tile whose sums fit the registers, and whose rows and bundles are shared most."""
     best, least = kernel, math.inf
     vectors = kernel.blocks[0].vectors
     for rows in (1, 2) if dilation == 1 else (1,):
         for columns in (1, 2, 4):
             if rows > kernel.height.size or columns > kernel.width.size or rows * columns * vectors > 16:
                 continue
-            tiled = replace(kernel, height=_tiled(kernel.height, rows), width=_tiled(kernel.width, columns))
+            tiled = replace(kernel, height=replace(kernel.height, tile=rows), width=replace(kernel.width, tile=columns))
             cycles = _depthwise_cycles(tiled) * tiled.height.tiles * tiled.width.tiles
             if cycles < least:
                 best, least = tiled, cycles
     return best
-
-
-def _tiled(axis: Axis, tile: int) -> Axis:
-    return replace(axis, tile=tile)
 
 
 def _depthwise_cycles(kernel: Depthwise) -> float:

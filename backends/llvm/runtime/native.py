@@ -58,7 +58,8 @@ class NativeStep:
 def aligned_bytes(size: int) -> Tensor:
     """uint8 [size], aligned, with slack before and after it. Large ones lie in huge pages, if the system has them."""
     alignment = HUGE_PAGE if size >= HUGE_PAGE // 2 else ALIGNMENT
-    memory = torch.empty(size + 2 * SLACK + 2 * alignment, dtype=torch.uint8)
+    with torch.inference_mode(False):  # tensors of that mode could not be written outside of it
+        memory = torch.empty(size + 2 * SLACK + 2 * alignment, dtype=torch.uint8, device="cpu")
     start = -(memory.data_ptr() + SLACK) % alignment + SLACK
     if alignment == HUGE_PAGE:
         _use_huge_pages(memory.data_ptr() + start, -(-size // HUGE_PAGE) * HUGE_PAGE)
@@ -120,7 +121,7 @@ class Arena:
             size = program.arena_bytes >> 20
             raise CallError(f"No memory for an arena of {size} MiB: call with smaller batches.") from error
         self._program = program
-        self._arrived = aligned_bytes(ALIGNMENT)
+        self._arrived = aligned_bytes(ALIGNMENT).numpy()
         steps = program.steps
         starts = np.cumsum([0, *(len(s.arguments) for s in steps)])
         self._arguments = np.zeros(max(int(starts[-1]), 1), dtype=np.int64)
@@ -144,7 +145,7 @@ class Arena:
             words = ("thread_number", threads.thread_number), ("thread_count", threads.thread_count)
             for name, value in (*words, ("parallel", threads.parallel), ("yield", threads.sched_yield)):
                 self._context[CONTEXT.index(name)] = value
-        self._context[CONTEXT.index("arrived")] = self._arrived.data_ptr()
+        self._context[CONTEXT.index("arrived")] = self._arrived.ctypes.data
         self._at = self._context.ctypes.data
         self._run = _driver()[1]
 
@@ -163,5 +164,5 @@ class Arena:
         context[0] = self._table.ctypes.data + 8 * len(STEP) * first
         context[1] = last - first
         context[7] = 0 if clocks is None else clocks.ctypes.data
-        self._arrived.zero_()
+        self._arrived.fill(0)
         self._run(self._at, torch.get_num_threads() if self._teams else 1)

@@ -26,7 +26,7 @@ class ObjectCache:
     """
 
     def __init__(self, cpu: Cpu) -> None:
-        self._key = hashlib.sha256(f"{cpu}|{_generator()}".encode()).digest()
+        self._key = hashlib.sha256(f"{cpu}|{generator()}".encode()).digest()
         self._folder = _safe_folder()
 
     def read(self, name: str) -> bytes | None:
@@ -100,7 +100,7 @@ def _trim(folder: Path) -> None:
 
 
 @cache
-def _generator() -> str:
+def generator() -> str:
     """What makes code of a kernel's description: the sources of the generators, and LLVM."""
     root, content = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(p for room in ("codegen", "kernels", "runtime") for p in (root / room).glob("*.py")):

@@ -14,6 +14,7 @@ from ....compiler.core.files import cache_folder, read_json, write_json
 from ....compiler.core.progress import log
 from ...base.backend import Latencies
 from ...base.program import FrozenProgram
+from ..runtime.object_cache import generator
 
 MOST = 256  # programs that are kept
 
@@ -32,7 +33,8 @@ class LatencyCache:
     def key(self, program: FrozenProgram) -> str:
         """Equal for equal programs on equal inputs."""
         shapes = [(n.name, i.shape, str(i.dtype)) for n, i in program.values.items() if n.op == "placeholder"]
-        parts = (self._machine, torch.__version__, torch.get_num_threads(), str(program.module.graph), shapes)
+        graph, kept = str(program.module.graph), program.keep_roundings
+        parts = (self._machine, torch.__version__, torch.get_num_threads(), generator(), graph, kept, shapes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def read(self, key: str) -> Latencies | None:

@@ -86,9 +86,9 @@ def evaluate(step: Step, read: Read) -> Tensor:
             case Fma(factor, other, term):
                 return machine.fma(value(factor), value(other), value(term))
             case Binary(op, left, right):
-                return getattr(machine, op)(value(left), value(right))  # type: ignore[no-any-return]
+                return getattr(machine, op)(value(left), value(right))
             case Unary(function, inner):
-                return FUNCTIONS[function](machine, value(inner))  # type: ignore[no-any-return]
+                return FUNCTIONS[function](machine, value(inner))
         raise NotImplementedError(expr)
 
     result = value(tree).expand(step.target.shape)

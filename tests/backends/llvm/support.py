@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from .oracle import evaluate
 BEST = available()[0]
 
 
-def frozen(model: nn.Module, calibration: list[tuple[Tensor, ...]], **options: Any) -> FrozenProgram:
+def frozen(model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], **options: Any) -> FrozenProgram:
     """The program of a model as the llvm backend executes it."""
     options.setdefault("backend", "llvm")
     q = fxquant.compile(model.eval(), calibration=calibration, **options)

@@ -52,7 +52,7 @@ def test_damaged_code_is_not_used(folder: Path) -> None:
         assert cache.read("kernel") is None
 
 
-def test_code_for_another_kernel_cpu_or_generator_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_for_another_kernel_cpu_orgenerator_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = ObjectCache(CPU)
     cache.write("kernel", b"some code")
     assert cache.read("other") is None
@@ -62,7 +62,7 @@ def test_code_for_another_kernel_cpu_or_generator_is_not_used(folder: Path, monk
     assert cache.read("other") is None
     path.with_name(cache._path(folder, "other").name).rename(path)
     assert cache.read("kernel") == b"some code"
-    monkeypatch.setattr(object_cache, "_generator", lambda: "a new version")
+    monkeypatch.setattr(object_cache, "generator", lambda: "a new version")
     assert ObjectCache(CPU).read("kernel") is None
 
 

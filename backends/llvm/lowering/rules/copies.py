@@ -98,9 +98,8 @@ def pixel_unshuffle(builder: Builder, node: fx.Node, value: Value) -> Value | No
 def interpolate(builder: Builder, node: fx.Node, value: Value) -> Value | None:
     """Nearest neighbours, for whole factors."""
     shape = builder.infos[node].shape
-    if builder.param(node, "mode", "nearest") != "nearest" or any(
-        b % a for a, b in zip(value.shape, shape, strict=True)
-    ):
+    whole = not any(b % a for a, b in zip(value.shape, shape, strict=True))
+    if builder.param(node, "mode", "nearest") != "nearest" or not whole or _uneven(builder, node, value.shape):
         return None
     spread, order, inner = value, [0], 2
     for axis in range(2, len(shape)):
@@ -109,6 +108,15 @@ def interpolate(builder: Builder, node: fx.Node, value: Value) -> Value | None:
         inner += 2
     sizes = [*value.shape[:2], *(n for a in range(2, len(shape)) for n in (value.shape[a], shape[a] // value.shape[a]))]
     return _copied(builder, node, spread.expanded(sizes), (*order, 1)).reshaped(shape)
+
+
+def _uneven(builder: Builder, node: fx.Node, shape: tuple[int, ...]) -> bool:
+    """Whether a factor is not that of the shapes: torch counts in steps of the factor."""
+    factor, made = builder.param(node, "scale_factor"), builder.infos[node].shape[2:]
+    if factor is None or builder.param(node, "recompute_scale_factor"):
+        return False
+    factors = factor if isinstance(factor, list | tuple) else [factor] * len(made)
+    return any(f * n != m for f, n, m in zip(factors, shape[2:], made, strict=True))
 
 
 def pad(builder: Builder, node: fx.Node, value: Value) -> Value | None:

@@ -37,7 +37,7 @@ def softmax(builder: Builder, node: fx.Node) -> bool:
     """exp(x) / sum of exp."""
     axes = len(builder.infos[node].shape)
     dim = builder.param(node, "dim")
-    if dim is None or dim % axes != axes - 1:
+    if builder.param(node, "dtype") is not None or dim is None or dim % axes != axes - 1:
         return False
     return _rows(builder, node, "softmax", Form.of(Total(), bound=1.0), 0.0)
 

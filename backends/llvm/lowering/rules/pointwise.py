@@ -94,7 +94,7 @@ def prelu(builder: Builder, node: fx.Node) -> bool:
 
 def binary(op: str, builder: Builder, node: fx.Node) -> bool:
     """A sum, difference, product or quotient."""
-    if builder.param(node, "alpha", 1) != 1 or len(node.args) != 2:
+    if node.kwargs.keys() - {"alpha"} or builder.param(node, "alpha", 1) != 1 or len(node.args) != 2:
         return False
     sides = [_side(builder, argument) for argument in node.args]
     if None in sides or not any(isinstance(s, Lazy) for s in sides):
@@ -106,9 +106,8 @@ def binary(op: str, builder: Builder, node: fx.Node) -> bool:
         if isinstance(side, Lazy) and side.draft is not None and (side.shape != shape or side is not drafts[-1]
                                                                   or sides.count(side) > 1):  # fmt: skip
             argument: Any = node.args[i]
-            value = builder.float_value(argument)
+            builder.float_value(argument)
             sides = [builder.lazy[argument] if s is side else s for s in sides]
-            del value
             drafts = [d for d in drafts if d is not side]
     left, right = (s.clamped if isinstance(s, Lazy) else s for s in sides)
     assert left is not None and right is not None
@@ -160,11 +159,9 @@ def batch_norm(builder: Builder, node: fx.Node) -> bool:
     shift = -norm.running_mean.double() * factor
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
-    if source.draft is not None:
-        form = source.clamped.scaled(factor, shift) if source.clamp == (-math.inf, math.inf) else None
-        if form is not None:
-            builder.set(node, form, source, draft=source.draft)
-            return True
+    if source.per_channel and source.clamp == (-math.inf, math.inf):
+        builder.lazy[node] = replace(source, form=source.form.scaled(factor, shift), node=node)
+        return True
     shape = (1, -1, *[1] * (len(source.shape) - 2))
     factors, shifts = (read_form(Value.of(Storage.constant(t.reshape(shape)))) for t in (factor, shift))
     limits = tuple(replace(f, bound=float(t.abs().max())) for f, t in ((factors, factor), (shifts, shift)))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from ....ops.table import OPS
 from ..builder import Builder
 from ..contraction import Window
 from ..lazy import read_form
@@ -25,6 +26,8 @@ def max_pool(builder: Builder, node: fx.Node) -> bool:
         return False  # it returns indices, too
     value, scale, zero = builder.tensor(node.args[0])  # type: ignore[arg-type]
     axes = len(info.shape) - 2
+    if axes != _axes(builder, node):
+        return False
     sizes, strides, paddings = _windows(builder, node, axes)
     dilation = builder.param(node, "dilation", 1)
     if any(d != 1 for d in each(dilation, axes)):
@@ -41,6 +44,8 @@ def max_pool(builder: Builder, node: fx.Node) -> bool:
 def average_pool(builder: Builder, node: fx.Node) -> bool:
     """The average of a window; padding counts."""
     axes = len(builder.infos[node].shape) - 2
+    if axes != _axes(builder, node):
+        return False
     sizes, strides, paddings = _windows(builder, node, axes)
     padded = any(paddings)
     uneven = builder.param(node, "ceil_mode", False) or builder.param(node, "divisor_override") is not None
@@ -54,6 +59,8 @@ def adaptive_average(builder: Builder, node: fx.Node) -> bool:
     """The average of equal parts."""
     source: Any = node.args[0]
     inputs, outputs = builder.infos[source].shape[2:], builder.infos[node].shape[2:]
+    if len(inputs) != _axes(builder, node):
+        return False  # without a batch axis
     if any(i % o for i, o in zip(inputs, outputs, strict=True)):
         return False
     windows = tuple(Window(i // o, i // o) for i, o in zip(inputs, outputs, strict=True))
@@ -65,7 +72,7 @@ def mean(builder: Builder, node: fx.Node) -> bool:
     source: Any = node.args[0]
     shape = builder.infos[source].shape
     dims = builder.param(node, "dim")
-    if dims is None or len(shape) < 3:
+    if dims is None or len(shape) < 3 or builder.param(node, "dtype") is not None:
         return False
     found = sorted(d % len(shape) for d in ((dims,) if isinstance(dims, int) else dims))
     if found != list(range(2, len(shape))):
@@ -102,6 +109,13 @@ def _with_ones(value: Value, axes: int) -> Value:
     for axis in range(2, axes + 2):
         value = value.with_one(axis)
     return value
+
+
+def _axes(builder: Builder, node: fx.Node) -> int:
+    """Axes of the window, as the op's name says."""
+    row = OPS.of(node, builder.modules)
+    assert row is not None
+    return int(row.name[-2])
 
 
 def _windows(builder: Builder, node: fx.Node, axes: int) -> tuple[tuple[int, ...], ...]:

@@ -117,18 +117,19 @@ def _sliced(builder: Builder, value: Value, index: Any) -> Value | None:
         used = sum(i is not None for i in items) - 1
         items = (*items[:place], *[slice(None)] * (len(value.shape) - used), *items[place + 1 :])
     for item in items:
+        bounds = (item.start, item.stop, item.step) if isinstance(item, slice) else (item,)
+        if any(isinstance(b, fx.Node) and b not in builder.statics for b in bounds):
+            return None  # a tensor
         if isinstance(item, fx.Node):
-            item = builder.statics.get(item)
+            item = builder.statics[item]
         if item is None:
             value = value.with_one(axis)
             axis += 1
         elif isinstance(item, int):
             value = value.narrowed(axis, item % value.shape[axis], 1).without(axis)
         elif isinstance(item, slice):
-            bounds = [
-                builder.statics.get(b) if isinstance(b, fx.Node) else b for b in (item.start, item.stop, item.step)
-            ]
-            start, stop, step = slice(*bounds).indices(value.shape[axis])
+            known = (builder.statics[b] if isinstance(b, fx.Node) else b for b in bounds)
+            start, stop, step = slice(*known).indices(value.shape[axis])
             if step < 1 or stop <= start:
                 return None
             value = value.narrowed(axis, start, -(-(stop - start) // step), step)

@@ -11,7 +11,6 @@ from torch import Tensor, fx
 from .....compiler.numerics.quantize import dequantize_channels
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
-from ..entry import PRODUCTS
 from ..steps import Step
 from ..storage import TOPS
 from ..terms import Form, Total
@@ -57,6 +56,8 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
         return False
     weight = operands.weight
     axes = weight.dim() - 2
+    if len(operands.value.shape) != axes + 2:
+        return False
     strides, dilations = (each(builder.param(node, name, 1), axes) for name in ("stride", "dilation"))
     paddings = builder.param(node, "padding", 0)
     sizes = tuple(weight.shape[2:])
@@ -71,7 +72,7 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
         own = operands.without_zero(form, weight)
         return [ContractionStep(node, own, target, source=source, weight=weight, windows=windows, groups=groups)]
 
-    builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft)
+    builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft, per_channel=True)
     return True
 
 
@@ -82,6 +83,8 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
         return False
     weight = operands.weight  # [output channels, input channels of the group, taps...]
     axes = weight.dim() - 2
+    if len(operands.value.shape) != axes + 2:
+        return False
     strides, paddings, dilations = (
         each(builder.param(node, name, default), axes)
         for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
@@ -195,8 +198,9 @@ def _operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None:
     shifted = integers.short() - zero_point.short().reshape(-1, *[1] * (integers.dim() - 1))
     if int(shifted.min()) < -128 or int(shifted.max()) > 127:
         return None
-    if known[0].element == "s16" and shifted[0].numel() > PRODUCTS:
-        return None
+    largest = int(TOPS[known[0].element]) * int(shifted.double().abs().flatten(1).sum(1).max())
+    if largest >= 2**31:
+        return None  # an int32 may not hold the sum
     bias_node = node.kwargs.get("bias")
     bias = builder.constant(bias_node).double() if isinstance(bias_node, fx.Node) else 0.0
     return Operands(*known, shifted.to(torch.int8), scale.double().expand(shifted.shape[0]), bias)
