@@ -120,7 +120,9 @@ def test_compiling_again_and_again_does_not_grow() -> None:
     assert resident() - before < 20 * 2**20
 
 
-@pytest.mark.parametrize("name", ["shufflenet_v2", "densenet", "ghostnet"])
+@pytest.mark.parametrize(
+    "name", ["densenet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("shufflenet_v2", "ghostnet"))]
+)
 def test_the_arena_is_as_small_as_can_be(name: str) -> None:
     zoo = {**ZOO, **FURTHER_CNNS}
     q = fxquant.compile(settled(name, zoo=zoo), calibration=batches(name, 1, zoo=zoo), backend="reference")
