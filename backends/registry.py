@@ -30,7 +30,7 @@ def create_backend(name: str = DEFAULT, target: Target | None = None, executor: 
     Raises:
         ConfigError: there is none of that name; or the backend refuses the target or the executor.
     """
-    check_choice("backend", name, get_args(BackendName) if name not in PACKAGES else PACKAGES)
+    check_choice("backend", name, ("auto", *PACKAGES))
     check_choice("executor", executor, get_args(Executor))
     if target is not None and not isinstance(target, Target):
         raise ConfigError(f"target must be a Target, got {type(target).__name__}.")

@@ -136,4 +136,9 @@ class Backend(Protocol):
 
 def binding_of(backend: Backend, row: OpRow) -> Binding:
     """What ``backend`` can do with the op of ``row``."""
-    return backend.bindings.get(row.name) or Binding(False, f"the {backend.name} backend has no int8 kernel for it")
+    return binding_named(backend, row.name)
+
+
+def binding_named(backend: Backend, name: str) -> Binding:
+    """What ``backend`` can do with the op called ``name``."""
+    return backend.bindings.get(name) or Binding(False, f"the {backend.name} backend has no int8 kernel for it")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .backend import Backend, Latencies, Lowered
+from .backend import Backend, Latencies, Lowered, binding_named
 from .binding import Binding
 from .dynamic_layer import DynamicLayer
 from .program import FrozenProgram
@@ -48,6 +48,6 @@ class JoinedBackend:
 
 
 def _joined(main: Backend, layers: Backend, name: str) -> Binding:
-    static = main.bindings.get(name) or Binding(False, f"the {main.name} backend has no int8 kernel for it")
+    static = binding_named(main, name)
     dynamic = layers.bindings.get(name, static)
     return replace(static, dynamic=dynamic.dynamic, refuse_dynamic=dynamic.refuse_dynamic)

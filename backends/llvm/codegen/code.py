@@ -9,7 +9,7 @@ from typing import Any
 
 from llvmlite import ir
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 PTR = ir.PointerType()
 
@@ -120,12 +120,6 @@ class Code:
 
     def times(self, value: Value, factor: int) -> Value:
         return value if factor == 1 else self.b.mul(value, i64(factor))
-
-    def sum(self, *values: Value) -> Value:
-        total, *rest = values
-        for value in rest:
-            total = self.b.add(total, value)
-        return total
 
     def divide(self, value: Value, divisor: int) -> tuple[Value, Value]:
         """Quotient and rest of a number that is not negative."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite import ir
 
@@ -145,37 +145,61 @@ class Isa:
         return joined[0]
 
 
-class Avx2(Isa):
-    """AVX2 with exact products: ``vpmaddwd`` on even and odd bytes."""
+class Madd(Isa):
+    """Exact products by ``vpmaddwd``: of bytes, on the even and on the odd ones.
+
+    Attributes:
+        MADD: the intrinsic.
+    """
+
+    MADD: ClassVar[str]
 
     def dot(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _even_and_odd(c, self, "llvm.x86.avx2.pmadd.wd", total, a, b)
+        words = vector(I16, 2 * self.lanes)
+        a, b, eight = c.b.bitcast(a, words), c.b.bitcast(b, words), splat(8, I16, 2 * self.lanes)
+        even = self._madd(c, c.b.and_(a, splat(255, I16, 2 * self.lanes)), c.b.ashr(c.b.shl(b, eight), eight))
+        return c.b.add(total, c.b.add(even, self._madd(c, c.b.lshr(a, eight), c.b.ashr(b, eight))))
 
     def dot_words(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return c.b.add(total, _madd(c, self, "llvm.x86.avx2.pmadd.wd", a, b))
+        return c.b.add(total, self._madd(c, a, b))
+
+    def _madd(self, c: Code, a: Value, b: Value) -> Value:
+        words = vector(I16, 2 * self.lanes)
+        return c.intrinsic(self.MADD, vector(I32, self.lanes), (c.b.bitcast(a, words), c.b.bitcast(b, words)))
+
+
+class Vnni(Isa):
+    """Exact products by VNNI, in registers of any width."""
+
+    def dot(self, c: Code, total: Value, a: Value, b: Value) -> Value:
+        return self._dot(c, "vpdpbusd", I8, total, a, b)
+
+    def dot_words(self, c: Code, total: Value, a: Value, b: Value) -> Value:
+        return self._dot(c, "vpdpwssd", I16, total, a, b)
+
+    def _dot(self, c: Code, instruction: str, element: Any, total: Value, a: Value, b: Value) -> Value:
+        bits = 32 * self.lanes
+        a, b = (c.b.bitcast(x, vector(element, bits // element.width)) for x in (a, b))
+        return c.intrinsic(f"llvm.x86.avx512.{instruction}.{bits}", total.type, (total, a, b))
+
+
+class Avx2(Madd):
+    """AVX2."""
+
+    MADD = "llvm.x86.avx2.pmadd.wd"
 
     def round(self, c: Code, x: Value) -> Value:
         return c.intrinsic("llvm.x86.avx.cvt.ps2dq.256", vector(I32, self.lanes), (x,))
 
 
-class AvxVnni(Avx2):
+class AvxVnni(Vnni, Avx2):
     """AVX2 with VNNI."""
 
-    def dot(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _dot(c, "vpdpbusd.256", total, a, b, I8)
 
-    def dot_words(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _dot(c, "vpdpwssd.256", total, a, b, I16)
+class Avx512(Madd):
+    """AVX512."""
 
-
-class Avx512(Isa):
-    """AVX512 with exact products: ``vpmaddwd`` on even and odd bytes."""
-
-    def dot(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _even_and_odd(c, self, "llvm.x86.avx512.pmaddw.d.512", total, a, b)
-
-    def dot_words(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return c.b.add(total, _madd(c, self, "llvm.x86.avx512.pmaddw.d.512", a, b))
+    MADD = "llvm.x86.avx512.pmaddw.d.512"
 
     def round(self, c: Code, x: Value) -> Value:
         kind = vector(I32, self.lanes)
@@ -201,35 +225,5 @@ class Avx512(Isa):
         return c.b.trunc(c.intrinsic("llvm.smin.v32i16", words, (low, splat(255, I16, 32))), vector(I8, 32))
 
 
-class Avx512Vnni(Avx512):
+class Avx512Vnni(Vnni, Avx512):
     """AVX512 with VNNI."""
-
-    def dot(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _dot(c, "vpdpbusd.512", total, a, b, I8)
-
-    def dot_words(self, c: Code, total: Value, a: Value, b: Value) -> Value:
-        return _dot(c, "vpdpwssd.512", total, a, b, I16)
-
-
-def _dot(c: Code, instruction: str, total: Value, a: Value, b: Value, element: Any) -> Value:
-    """An instruction of VNNI."""
-    kind = vector(element, total.type.count * 32 // element.width)
-    return c.intrinsic(
-        f"llvm.x86.avx512.{instruction}", total.type, (total, c.b.bitcast(a, kind), c.b.bitcast(b, kind))
-    )
-
-
-def _madd(c: Code, isa: Isa, instruction: str, a: Value, b: Value) -> Value:
-    """Products of s16, in pairs."""
-    words = vector(I16, 2 * isa.lanes)
-    return c.intrinsic(instruction, vector(I32, isa.lanes), (c.b.bitcast(a, words), c.b.bitcast(b, words)))
-
-
-def _even_and_odd(c: Code, isa: Isa, instruction: str, total: Value, a: Value, b: Value) -> Value:
-    """Products of bytes as those of s16: of the even bytes, and of the odd ones."""
-    words = vector(I16, 2 * isa.lanes)
-    a, b, eight = c.b.bitcast(a, words), c.b.bitcast(b, words), splat(8, I16, 2 * isa.lanes)
-    low = c.b.and_(a, splat(255, I16, 2 * isa.lanes)), c.b.ashr(c.b.shl(b, eight), eight)
-    high = c.b.lshr(a, eight), c.b.ashr(b, eight)
-    sums = (_madd(c, isa, instruction, *pair) for pair in (low, high))
-    return c.b.add(total, c.b.add(*sums))

@@ -58,6 +58,11 @@ def locate(c: Code, axes: Sequence[Axis], item: Value, pointers: Sequence[Value]
     return [p if o is None else c.at(p, o) for p, o in zip(pointers, offsets, strict=True)], indices
 
 
+def moved(c: Code, pointers: Sequence[Value], index: Value, moves: Sequence[int]) -> list[Value]:
+    """The pointers, each moved by ``index`` times its bytes."""
+    return [c.at(p, c.times(index, m)) if m else p for p, m in zip(pointers, moves, strict=True)]
+
+
 def merged(axes: Sequence[Axis]) -> list[Axis]:
     """The same axes, with neighbours as one where all tensors step evenly through both; no axes of one."""
     found: list[Axis] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..codegen.code import I8, I16, I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, count, locate, moved
 from .epilogue import Block, Epilogue, Store
 
 
@@ -141,12 +141,12 @@ class _Emitter:
         d, c = self.d, self.c
         first = c.times(index, 4 * self.isa.lanes)
         bytes_ = (2 if d.words else 1, *(e.step for e in d.epilogue.elements))
-        begin = [c.at(p, c.times(first, size)) if size else p for p, size in zip(tensors, bytes_, strict=True)]
+        begin = moved(c, tensors, first, bytes_)
         weights = c.at(self.weights, c.times(first, 4 * d.window[0] * len(self.uses)))
         store = Store(c, self.isa, d.epilogue, c.at(self.params, c.times(first, 4 * d.epilogue.params)), self.scalars)
         with c.loop(0, d.width.tiles) as tile:
             start = d.width.start(c, tile)
-            at = [c.at(p, c.times(start, m)) if m else p for p, m in zip(begin, d.width.moves, strict=True)]
+            at = moved(c, begin, start, d.width.moves)
             totals = self._sums(at[0], weights, block)
             for r in range(d.height.tile):
                 for s in range(d.width.tile):

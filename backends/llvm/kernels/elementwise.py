@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..codegen.code import Code, Value
+from ..codegen.code import Code
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, count, locate, moved
 from .epilogue import Block, Epilogue, Store
 
 CHUNK = 2048  # elements of an item of work, if the inner axis is long
@@ -54,9 +54,5 @@ class Elementwise:
         with c.loop(c.low, c.high) as item:
             at, _ = locate(c, self.axes, item, tensors)
             with c.loop(0, inner.tiles) as tile:
-                start = inner.start(c, tile)
-                moved: list[Value] = [
-                    c.at(p, c.times(start, m)) if m else p for p, m in zip(at, inner.moves, strict=True)
-                ]
-                store.block(None, moved, self.block)
+                store.block(None, moved(c, at, inner.start(c, tile), inner.moves), self.block)
         return c.finish()

@@ -9,7 +9,7 @@ from ..codegen.code import F32, Code, Value, vector
 from ..codegen.emit import Scope
 from ..codegen.expr import Output, Param
 from ..codegen.isa import Isa
-from .operands import BYTES, Element, OperandLoader, pack_groups
+from .operands import BYTES, Element, OperandLoader, pack_groups, scalar_param
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,6 @@ class Store:
             if which.per_channel:
                 each = self.param_bytes or 4 * lanes * block.vectors
                 return c.load(c.at(self.params, which.index * each + 4 * lanes * place), vector(F32, lanes))
-            return c.repeat(c.load(c.at(self.scalars, 4 * which.index), F32), lanes)
+            return scalar_param(c, self.isa, self.scalars, which)
 
         return Scope(c, self.isa, lambda i: operands[i].vector(v), param, total)

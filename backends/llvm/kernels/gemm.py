@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ..codegen.code import I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, count, locate, moved
 from .epilogue import Block, Epilogue, Store
 
 UNROLLED = 8  # steps of a run that are written out without a loop
@@ -145,7 +145,7 @@ class _Emitter:
         lane = c.b.add(first, c.times(group, g.padded_channels))
         weights = c.at(self.weights, c.times(lane, 4 * g.depth))
         params = c.at(self.params, c.times(lane, 4 * g.epilogue.params))
-        at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(rest, g.epilogue.elements, strict=True)]
+        at = moved(c, rest, first, [e.step for e in g.epilogue.elements])
         pixels = [(r, s) for r in range(g.height.tile) for s in range(g.width.tile)]
         totals = self._sums(source, weights, pixels, block.vectors)
         store = Store(c, self.isa, g.epilogue, params, self.scalars)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
-from ..codegen.code import F32, Code, Value
+from ..codegen.code import Code, Value
 from ..codegen.emit import Scope
-from ..codegen.expr import Param
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate
 from .epilogue import Epilogue, stored
-from .operands import OperandLoader
+from .operands import OperandLoader, scalar_param
 
 MOST_CHANNELS = 8
 
@@ -62,9 +62,7 @@ class Interleave:
             for e, p, move in zip(self.epilogue.operands, operands, moves, strict=True)
         ]
 
-        def param(which: Param) -> Value:
-            return c.repeat(c.load(c.at(scalars, 4 * which.index), F32), self.isa.lanes)
-
+        param = partial(scalar_param, c, self.isa, scalars)
         return stored([Scope(c, self.isa, lambda i: loaders[i].vector(0), param)], self.epilogue.output)
 
     def _interleaved(self, c: Code, parts: list[Value]) -> Value:

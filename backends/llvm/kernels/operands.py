@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from ..codegen.code import F32, I8, I16, I32, Code, Value, vector
-from ..codegen.expr import Kind
+from ..codegen.expr import Kind, Param
 from ..codegen.isa import Isa
 
 BYTES: dict[Kind, int] = {"u8": 1, "s16": 2, "f32": 4}
@@ -41,6 +41,11 @@ def pack_groups(vectors: int, most: int) -> list[tuple[int, int]]:
             groups.append((first, count))
             first += count
     return groups
+
+
+def scalar_param(c: Code, isa: Isa, scalars: Value, which: Param) -> Value:
+    """A parameter that is one in all, in every lane."""
+    return c.repeat(c.load(c.at(scalars, 4 * which.index), F32), isa.lanes)
 
 
 @dataclass

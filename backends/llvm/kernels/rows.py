@@ -12,12 +12,12 @@ from typing import Literal
 
 from ..codegen.code import F32, Code, Value, i64, vector
 from ..codegen.emit import Lanes, Scope
-from ..codegen.expr import Expr, Param
+from ..codegen.expr import Expr
 from ..codegen.functions import FUNCTIONS
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, count, locate, moved
 from .epilogue import Block, Epilogue, Store
-from .operands import Element, OperandLoader
+from .operands import Element, OperandLoader, scalar_param
 
 PARTS = 16
 
@@ -162,12 +162,10 @@ class _Emitter:
         """Compute a part of the row from the operands, and hold it."""
         c, lanes = self.c, self.isa.lanes
         first = c.b.add(c.times(chunk, PARTS), i64(part * lanes))
-        at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(inputs, self.r.inputs, strict=True)]
+        at = moved(c, inputs, first, [e.step for e in self.r.inputs])
         loaders = [OperandLoader(c, self.isa, e, p, 1, valid) for e, p in zip(self.r.inputs, at, strict=True)]
 
-        def param(which: Param) -> Value:
-            return c.repeat(c.load(c.at(self.input_scalars, 4 * which.index), F32), lanes)
-
+        param = partial(scalar_param, c, self.isa, self.input_scalars)
         value = Scope(c, self.isa, lambda i: loaders[i].vector(0), param).value(self.r.source)
         self._hold(value, chunk, part)
         return value
@@ -184,11 +182,10 @@ class _Emitter:
     def _store(self, pointers: list[Value]) -> None:
         """The output of a row, from what is held."""
         c, lanes, block = self.c, self.isa.lanes, self.r.block
-        elements = self.r.epilogue.elements
 
         def register(index: Value, valid: int) -> None:
             first = c.times(index, lanes)
-            at = [c.at(p, c.times(first, e.step)) if e.step else p for p, e in zip(pointers, elements, strict=True)]
+            at = moved(c, pointers, first, [e.step for e in self.r.epilogue.elements])
             total = c.load(c.at(self.row, c.times(first, 4)), self.kind)
             params = c.at(self.params, c.times(first, 4))
             store = Store(c, self.isa, self.r.epilogue, params, self.scalars, 4 * lanes * block.vectors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-ALIGNMENT = 64
+from ..runtime.native import ALIGNMENT
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch.fx.node import map_arg
 from ....compiler.core.qparams import QParams
 from ....compiler.execution.graphs import attribute
 from ....compiler.execution.shapes import ValueInfo
+from ..codegen.expr import Kind
 from .lazy import Lazy, bounded, element_of, read_form, shift_of
 from .steps import ElementwiseStep, FillStep, Step, TorchStep
-from .storage import Element, Storage
+from .storage import Storage
 from .terms import Form
 from .values import Value
 
@@ -98,7 +99,7 @@ class Builder:
                 self.set_value(node, self._floats[node])
         return self._floats[node]
 
-    def compute(self, lazy: Lazy, element: Element, qparams: QParams | None = None) -> Value:
+    def compute(self, lazy: Lazy, element: Kind, qparams: QParams | None = None) -> Value:
         """A step that computes ``lazy`` into memory of its own."""
         form, zero = lazy.form, 0
         low, high = lazy.clamp
@@ -142,8 +143,22 @@ class Builder:
         last = value.dims[-1]
         if last.axis == value.storage.order[-1] and last.step == 1:
             return value
-        order = tuple(range(len(value.shape)))
-        copy = Value.of(Storage(value.element, value.shape, order, zero=value.storage.root.zero))
+        return self.copied(value, node, tuple(range(len(value.shape))))
+
+    def copied(
+        self, value: Value, node: fx.Node, order: tuple[int, ...], halo: Sequence[tuple[int, int, int]] = (),
+        zero: int | None = None,
+    ) -> Value:  # fmt: skip
+        """A copy of ``value`` with its axes in this order in memory.
+
+        Args:
+            halo: axes with the elements before and after.
+            zero: the integer of real zero, if it is not that of ``value``.
+        """
+        storage = Storage(value.element, value.shape, order, zero=value.storage.root.zero if zero is None else zero)
+        for axis, low, high in halo:
+            storage.widen(axis, low, high)
+        copy = Value.of(storage)
         self.add(ElementwiseStep(node, read_form(value), copy))
         return copy
 
@@ -154,12 +169,7 @@ class Builder:
         wide = [(axis, *sides) for axis, sides in enumerate(halo, 2) if any(sides)]
         if inner and value.storage.place == "arena" and self._widen(value, wide, zero):
             return value
-        storage = Storage(value.element, value.shape, order, zero=zero)
-        for axis, low, high in wide:
-            storage.widen(axis, low, high)
-        copy = Value.of(storage)
-        self.steps.append(ElementwiseStep(node, read_form(value), copy))
-        return copy
+        return self.copied(value, node, order, wide, zero)
 
     def _widen(self, value: Value, halo: Sequence[tuple[int, int, int]], zero: int) -> bool:
         storage = value.storage

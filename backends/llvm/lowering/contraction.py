@@ -13,8 +13,8 @@ from ..kernels.axes import Axis, merged
 from ..kernels.depthwise import Depthwise
 from ..kernels.epilogue import Block, Epilogue
 from ..kernels.gemm import Gemm
+from ..kernels.operands import BYTES
 from .steps import Made, Step, scalars
-from .storage import BYTES
 from .terms import Expression
 from .tiles import choose_tile, depthwise_tile
 from .values import Value
@@ -87,7 +87,7 @@ class ContractionStep(Step):
         return value
 
     def _gemm(self, isa: Isa) -> Made:
-        expression = Expression(self.weight.shape[0])
+        expression = Expression()
         epilogue = self.epilogue(expression, 1)
         size, groups = BYTES[self.source.element], self.groups
         inputs, outputs = self.weight.shape[1], self.weight.shape[0] // groups
@@ -115,7 +115,7 @@ class ContractionStep(Step):
                            scalars(expression)))  # fmt: skip
 
     def _depthwise(self, isa: Isa) -> Made:
-        expression = Expression(self.weight.shape[0])
+        expression = Expression()
         epilogue = self.epilogue(expression, 1)
         batch, spatial = self._axes(expression)
         strides = self.source.strides

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
+from ....compiler.execution.graphs import attribute
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.program import FrozenProgram
@@ -91,4 +92,4 @@ def _integers(gm: fx.GraphModule, unit: Unit) -> Tensor | None:
     weight = unit.root.args[1] if unit.row.weighted and len(unit.root.args) > 1 else None
     if not isinstance(weight, fx.Node) or weight.target is not dequantize_channels:
         return None
-    return gm.get_buffer(str(weight.args[0].target))  # type: ignore[union-attr]
+    return attribute(gm, weight.args[0])  # type: ignore[arg-type]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from ....compiler.core.qparams import QParams
+from ..codegen.expr import Kind
 from .steps import Step
-from .storage import TOPS, Element
+from .storage import TOPS
 from .terms import Apply, Form
 from .values import Value
 
@@ -92,7 +93,7 @@ def read_form(value: Value, scale: float = 1.0, zero_point: int = 0) -> Form:
     return Form.of(value, scale, -scale * zero_point, bound)
 
 
-def element_of(qparams: QParams) -> Element:
+def element_of(qparams: QParams) -> Kind:
     """What holds the integers."""
     return "s16" if qparams.qmax - qparams.qmin > 255 else "u8"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,13 @@ class Segment:
     first: int = 0
     last: int = 0
     torch_step: TorchStep | None = None
+
+
+Native = Callable[[Arena, Segment], None]
+
+
+def _run_native(arena: Arena, segment: Segment) -> None:
+    arena.run(segment.first, segment.last)
 
 
 class Plan:
@@ -137,57 +144,55 @@ class Plan:
             value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item
         )
 
-    def run(self, given: Mapping[fx.Node, Any], after: Callable[[int, Arena], None] | None = None) -> Any:
+    def run(
+        self,
+        given: Mapping[fx.Node, Any],
+        after: Callable[[int, Arena], None] | None = None,
+        native: Native = _run_native,
+    ) -> Any:
         """Run on the values of the placeholders.
 
         Args:
-            after: called after each step with its index and the arena, which it may change.
+            after: called after each step, which then runs alone, with its index and the arena, which it may change.
+            native: runs the native steps of a segment.
         """
-        tensors = [given[n] for n in self.inputs]
         results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
         env: dict[fx.Node, Any] = dict(given)
         with self.program.arena() as arena:
-            arena.give([*tensors, *results])
-            if after is None:
-                for segment in self.segments:
-                    if segment.torch_step is None:
-                        arena.run(segment.first, segment.last)
-                    else:
-                        self._run_torch(segment.torch_step, arena, env)
-            else:
-                self._run_singly(arena, env, after)
+            arena.give([*(given[n] for n in self.inputs), *results])
+            for index, segment in enumerate(self.segments if after is None else self._single_steps()):
+                if segment.torch_step is None:
+                    native(arena, segment)
+                else:
+                    self._run_torch(segment.torch_step, arena, env)
+                if after is not None:
+                    after(index, arena)
         return map_arg(self.result, lambda n: results[self.returned[n]] if n in self.returned else env[n])
+
+    def _single_steps(self) -> Iterator[Segment]:
+        place = 0
+        for step in self.steps:
+            if isinstance(step, TorchStep):
+                yield Segment(torch_step=step)
+            else:
+                yield Segment(place, place + 1)
+                place += 1
 
     def step_seconds(self, given: Mapping[fx.Node, Any], rounds: int) -> list[float]:
         """Seconds of each native step within whole runs, the median of ``rounds``."""
-        tensors = [given[n] for n in self.inputs]
-        results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
         found = np.zeros((rounds, len(self.native)))
-        with self.program.arena() as arena:
-            for row in found:
-                arena.give([*tensors, *results])
-                env: dict[fx.Node, Any] = dict(given)
-                for segment in self.segments:
-                    if segment.torch_step is not None:
-                        self._run_torch(segment.torch_step, arena, env)
-                        continue
-                    clocks = np.zeros(segment.last - segment.first + 1, dtype=np.int64)
-                    start = time.perf_counter()
-                    arena.run(segment.first, segment.last, clocks)
-                    seconds = time.perf_counter() - start
-                    ticks = np.diff(clocks)
-                    row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
-        return [float(t) for t in np.median(found, axis=0)]
+        for row in found:
 
-    def _run_singly(self, arena: Arena, env: dict[fx.Node, Any], after: Callable[[int, Arena], None]) -> None:
-        native = 0
-        for index, step in enumerate(self.steps):
-            if isinstance(step, TorchStep):
-                self._run_torch(step, arena, env)
-            else:
-                arena.run(native, native + 1)
-                native += 1
-            after(index, arena)
+            def timed(arena: Arena, segment: Segment, row: Any = row) -> None:
+                clocks = np.zeros(segment.last - segment.first + 1, dtype=np.int64)
+                start = time.perf_counter()
+                arena.run(segment.first, segment.last, clocks)
+                seconds = time.perf_counter() - start
+                ticks = np.diff(clocks)
+                row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
+
+            self.run(given, native=timed)
+        return [float(t) for t in np.median(found, axis=0)]
 
     def _run_torch(self, step: TorchStep, arena: Arena, env: dict[fx.Node, Any]) -> None:
         def value_of(node: fx.Node) -> Any:

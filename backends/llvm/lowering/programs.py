@@ -30,6 +30,10 @@ class PlannedProgram:
     """Runs a program like its forward().
 
     A plan is built when inputs of new shapes come; the least recently used one is dropped.
+
+    Attributes:
+        choices: what runs each op, on the example.
+        weight_bytes: weights and parameters, as they are packed for the example.
     """
 
     def __init__(self, program: FrozenProgram, isa: Isa) -> None:
@@ -38,18 +42,9 @@ class PlannedProgram:
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
         self._lock, self._built = process_lock(), 0
-        self._example = self._planned(self._given(*program.example))[1]
-
-    @property
-    def choices(self) -> Mapping[fx.Node, KernelChoice]:
-        """What runs each op, on the example."""
-        return self._example.choices
-
-    @property
-    def weight_bytes(self) -> int:
-        """Weights and parameters, as they are packed."""
-        plan, _ = self._planned(self._given(*self.program.example))
-        return plan.constants.size
+        plan, lowering = self._planned(self._given(*program.example))
+        self.choices: Mapping[fx.Node, KernelChoice] = lowering.choices
+        self.weight_bytes = plan.constants.size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)

@@ -39,7 +39,7 @@ class RowStep(Step):
 
     def make(self, isa: Isa) -> Made:
         shape = self.target.shape
-        expression, inside = Expression(shape[-1]), Expression(1)
+        expression, inside = Expression(), Expression()
         last = len(shape) - 1
         epilogue = self.epilogue(expression, last)
         source = inside.of(self.source)

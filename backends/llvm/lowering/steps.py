@@ -95,7 +95,7 @@ class ElementwiseStep(Step):
     """Computes a form that has no sum."""
 
     def make(self, isa: Isa) -> Made:
-        expression = Expression(1)
+        expression = Expression()
         output = self.output(expression)
         operands = [v.expanded(self.target.shape) for v in expression.operands]
         order = self.target.order()

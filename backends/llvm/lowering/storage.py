@@ -8,10 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..codegen.expr import Kind
+from ..kernels.operands import BYTES
+
 Place = Literal["arena", "constant", "input", "output"]
-Element = Literal["u8", "s16", "f32"]
-BYTES: dict[Element, int] = {"u8": 1, "s16": 2, "f32": 4}
-TOPS: dict[Element, float] = {"u8": 255.0, "s16": 32768.0, "f32": math.inf}  # the largest magnitude
+TOPS: dict[Kind, float] = {"u8": 255.0, "s16": 32768.0, "f32": math.inf}  # the largest magnitude
 
 
 @dataclass(eq=False)
@@ -32,7 +33,7 @@ class Storage:
         content: of a constant.
     """
 
-    element: Element
+    element: Kind
     shape: tuple[int, ...]
     order: tuple[int, ...]
     place: Place = "arena"

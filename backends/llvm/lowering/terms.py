@@ -122,7 +122,6 @@ class Expression:
         scalars: by the index of the other :class:`Param`.
     """
 
-    channels: int
     operands: list[Value] = field(default_factory=list)
     channel_params: list[Tensor] = field(default_factory=list)
     scalars: list[float] = field(default_factory=list)

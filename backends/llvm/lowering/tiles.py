@@ -78,4 +78,4 @@ def _depthwise_cycles(kernel: Depthwise) -> float:
     unpacking = 2 * kernel.bundle * kernel.bundles * lines
     products = 4 * len(list(kernel.uses())) * kernel.window[0] * kernel.height.tile
     outputs = 4 * kernel.height.tile * kernel.width.tile
-    return max(loads + products, unpacking + products) + EPILOGUE * outputs
+    return products + max(loads, unpacking) + EPILOGUE * outputs

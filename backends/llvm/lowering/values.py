@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .storage import Element, Storage
+from ..codegen.expr import Kind
+from .storage import Storage
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Value:
         return tuple(d.size for d in self.dims)
 
     @property
-    def element(self) -> Element:
+    def element(self) -> Kind:
         return self.storage.element
 
     @property

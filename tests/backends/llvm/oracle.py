@@ -67,7 +67,7 @@ def evaluate(step: Step, read: Read) -> Tensor:
     if isinstance(step, MaxStep):
         return _max(step, read)
     total = _total(step, read)
-    expression = Expression(step.target.shape[1] if len(step.target.shape) > 1 else 1)
+    expression = Expression()
     tree = expression.of(step.form)
     machine = TorchMachine()
 

@@ -68,7 +68,7 @@ def channel_shuffle(builder: Builder, node: fx.Node, value: Value) -> Value | No
     split = value.reshaped((n, groups, channels // groups, *rest))
     assert split is not None
     moved = split.permuted((0, 2, 1, *range(3, len(split.shape))))
-    return _copied(builder, node, moved, (0, *range(3, len(moved.shape)), 1, 2)).reshaped(value.shape)
+    return builder.copied(moved, node, (0, *range(3, len(moved.shape)), 1, 2)).reshaped(value.shape)
 
 
 def pixel_shuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None:
@@ -80,7 +80,7 @@ def pixel_shuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None
     if split is None:
         return None
     moved = split.permuted((0, 1, 4, 2, 5, 3))
-    return _copied(builder, node, moved, (0, 2, 3, 4, 5, 1)).reshaped(builder.infos[node].shape)
+    return builder.copied(moved, node, (0, 2, 3, 4, 5, 1)).reshaped(builder.infos[node].shape)
 
 
 def pixel_unshuffle(builder: Builder, node: fx.Node, value: Value) -> Value | None:
@@ -92,7 +92,7 @@ def pixel_unshuffle(builder: Builder, node: fx.Node, value: Value) -> Value | No
     if split is None:
         return None
     moved = split.permuted((0, 1, 3, 5, 2, 4))
-    return _copied(builder, node, moved, (0, 4, 5, 1, 2, 3)).reshaped(builder.infos[node].shape)
+    return builder.copied(moved, node, (0, 4, 5, 1, 2, 3)).reshaped(builder.infos[node].shape)
 
 
 def interpolate(builder: Builder, node: fx.Node, value: Value) -> Value | None:
@@ -107,7 +107,7 @@ def interpolate(builder: Builder, node: fx.Node, value: Value) -> Value | None:
         order += [inner, inner + 1]
         inner += 2
     sizes = [*value.shape[:2], *(n for a in range(2, len(shape)) for n in (value.shape[a], shape[a] // value.shape[a]))]
-    return _copied(builder, node, spread.expanded(sizes), (*order, 1)).reshaped(shape)
+    return builder.copied(spread.expanded(sizes), node, (*order, 1)).reshaped(shape)
 
 
 def _uneven(builder: Builder, node: fx.Node, shape: tuple[int, ...]) -> bool:
@@ -126,21 +126,11 @@ def pad(builder: Builder, node: fx.Node, value: Value) -> Value | None:
     if not zeros or min(sides) < 0:
         return None
     axes = len(value.shape)
-    wide = {axes - 1 - i // 2: (sides[i], sides[i + 1]) for i in range(0, len(sides), 2)}
-    storage = Storage(value.element, value.shape, value.order(), zero=value.storage.root.zero)
-    for axis, (low, high) in wide.items():
-        storage.widen(axis, low, high)
-    padded = Value.of(storage)
-    builder.add(ElementwiseStep(node, read_form(value), padded))
-    for axis, (low, high) in wide.items():
+    halo = [(axes - 1 - i // 2, sides[i], sides[i + 1]) for i in range(0, len(sides), 2)]
+    padded = builder.copied(value, node, value.order(), halo)
+    for axis, low, high in halo:
         padded = padded.narrowed(axis, -low, value.shape[axis] + low + high)
     return padded
-
-
-def _copied(builder: Builder, node: fx.Node, value: Value, order: tuple[int, ...]) -> Value:
-    copy = Value.of(Storage(value.element, value.shape, order, zero=value.storage.root.zero))
-    builder.add(ElementwiseStep(node, read_form(value), copy))
-    return copy
 
 
 RULES: dict[str, Rule] = {

@@ -10,9 +10,6 @@ from typing import Any
 from torch import fx
 
 from ..builder import Builder
-from ..lazy import read_form
-from ..steps import ElementwiseStep
-from ..storage import Storage
 from ..values import Value
 from .rule import Rule
 
@@ -34,10 +31,7 @@ def reshape(builder: Builder, node: fx.Node, value: Value) -> Value | None:
     viewed = value.reshaped(shape)
     if viewed is not None:
         return viewed
-    zero = value.storage.root.zero
-    copy = Value.of(Storage(value.element, value.shape, tuple(range(len(value.shape))), zero=zero))
-    builder.add(ElementwiseStep(node, read_form(value), copy))
-    return copy.reshaped(shape)
+    return builder.copied(value, node, tuple(range(len(value.shape)))).reshaped(shape)
 
 
 def permute(builder: Builder, node: fx.Node, value: Value) -> Value:
