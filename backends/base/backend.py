@@ -91,6 +91,8 @@ class Backend(Protocol):
         affine_weight_limit: the largest magnitude of weight integers with a zero point that the kernels compute
             exactly; None: no limit.
         measures_latency: whether :meth:`latencies` gives any.
+        same_roundings: what :meth:`graph_forms` returns computes in the order of torch, so that values that are
+            quantized at run time become the same integers.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Backend(Protocol):
     bindings: Mapping[str, Binding]
     affine_weight_limit: int | None
     measures_latency: bool
+    same_roundings: bool
 
     @property
     def machine(self) -> str:

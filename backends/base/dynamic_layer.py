@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ...compiler.core.qparams import affine_qparams
 from ...compiler.core.tensors import total_bytes
-from ...compiler.numerics.quantize import round_trip
+from ...compiler.numerics.quantize import round_trip, round_trip_rows
 from .dynamic_spec import DynamicSpec
 
 
@@ -56,7 +56,8 @@ class DynamicLayer(nn.Module):
 class ReferenceLayer(DynamicLayer):
     """A specification run in plain torch ops. This is how the frozen program holds a dynamic layer.
 
-    Int8 weights: the input is rounded with one scale and zero point, those of its range.
+    Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of other
+    layers with one for all. Kernels may be coarser.
     """
 
     def __init__(self, spec: DynamicSpec) -> None:
@@ -81,6 +82,9 @@ class ReferenceLayer(DynamicLayer):
     def _rounded(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() or self.dtype != torch.int8 or not x.numel():
             return x
+        (spec,) = self.spec
+        if spec.op == "linear":
+            return round_trip_rows(x)
         return round_trip(x, affine_qparams(float(x.min()), float(x.max())))
 
 

@@ -15,7 +15,7 @@ from .program import FrozenProgram
 
 
 class JoinedBackend:
-    """Programs are lowered by ``main``, dynamic layers are those of ``layers``.
+    """``main`` does all; dynamic layers that it does not have are those of ``layers``.
 
     A program calls its dynamic layers as modules, whatever runs the rest.
     """
@@ -24,6 +24,7 @@ class JoinedBackend:
         self.main, self.layers = main, layers
         self.name, self.target, self.machine = main.name, main.target, main.machine
         self.affine_weight_limit, self.measures_latency = main.affine_weight_limit, main.measures_latency
+        self.same_roundings = main.same_roundings
         self.bindings: Mapping[str, Binding] = {
             name: _joined(main, layers, name) for name in {**main.bindings, **layers.bindings}
         }
@@ -36,7 +37,7 @@ class JoinedBackend:
 
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
         """See :class:`~.backend.Backend`."""
-        return self.layers.graph_forms(gm)
+        return self.main.graph_forms(gm)
 
     def latencies(self, program: FrozenProgram) -> Latencies | None:
         """See :class:`~.backend.Backend`."""
@@ -47,7 +48,16 @@ class JoinedBackend:
         return self.main.lower(program, layers)
 
 
+def backend_of_layer(backend: Backend, name: str) -> Backend:
+    """The backend that makes the dynamic layers of the op ``name``, whose limits their weights must keep."""
+    if not isinstance(backend, JoinedBackend):
+        return backend
+    return backend.layers if binding_named(backend.main, name).dynamic is None else backend.main
+
+
 def _joined(main: Backend, layers: Backend, name: str) -> Binding:
     static = binding_named(main, name)
+    if static.dynamic is not None:
+        return static
     dynamic = layers.bindings.get(name, static)
     return replace(static, dynamic=dynamic.dynamic, refuse_dynamic=dynamic.refuse_dynamic)

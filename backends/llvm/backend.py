@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -18,7 +20,9 @@ from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
+from .lowering.planned_layer import planned_layer
 from .lowering.programs import PlannedProgram
+from .lowering.rules.dynamic import RULES as DYNAMIC
 from .tuning.latency_cache import LatencyCache
 
 
@@ -34,13 +38,15 @@ class LLVMBackend:
     """
 
     name = "llvm"
-    bindings: Mapping[str, Binding] = BINDINGS
     affine_weight_limit: int | None = None
     measures_latency = True
+    same_roundings = False
 
     def __init__(self, target: Target | None = None, isa: Isa | None = None) -> None:
         self.isa = isa or available()[0]
         self.target = target or Target(vnni=True)
+        layers = {name: replace(BINDINGS[name], dynamic=partial(planned_layer, isa=self.isa)) for name in DYNAMIC}
+        self.bindings: Mapping[str, Binding] = {**BINDINGS, **layers}
 
     @property
     def machine(self) -> str:
@@ -54,8 +60,8 @@ class LLVMBackend:
         return None
 
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
-        """The graph itself."""
-        return [gm.forward]
+        """A native function for each kind of call, which is planned when it comes."""
+        return [PlannedProgram(FrozenProgram(gm, ((), {})), self.isa)]
 
     def latencies(self, program: FrozenProgram) -> Latencies:
         """Estimated if the program is deterministic; else measured in the plan of the whole program."""
@@ -76,6 +82,7 @@ class LLVMBackend:
         if not program.keep_roundings:
             fused, widened = drop_pairs(executed), widen_entry(executed)
             log.info("llvm: %d ops read unrounded values, %d first values have 16 bits", fused, widened)
+        planned = PlannedProgram(executed, self.isa)
         with stage("plan"):
-            planned = PlannedProgram(executed, self.isa)
-        return Lowered(planned, executed, copied.of, planned.choices, planned.weight_bytes, planned.kernel_errors)
+            choices, weight_bytes = planned.on_example()
+        return Lowered(planned, executed, copied.of, choices, weight_bytes, planned.kernel_errors)

@@ -48,6 +48,7 @@ class ReferenceBackend:
     bindings: Mapping[str, Binding] = {row.name: _binding(row.name, row.output) for row in OPS.rows}
     affine_weight_limit: int | None = None
     measures_latency = False
+    same_roundings = True
     machine = "any"
 
     def __init__(self, target: Target | None = None) -> None:

@@ -47,6 +47,7 @@ class X86Backend:
     name = "x86"
     bindings: Mapping[str, Binding] = BINDINGS
     measures_latency = True
+    same_roundings = True
 
     def __init__(self, target: Target | None = None, executor: str = "auto", tuner: Tuner | None = None) -> None:
         swallow_deprecation_warning()

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..core.qparams import QParams
 
+SMALLEST_SCALE = 1e-35  # its reciprocal is finite
+
 
 def quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
     """``x`` (any shape, float) as integers in ``[qmin, qmax]``, one scale for the whole tensor."""
@@ -29,6 +31,18 @@ def round_trip(x: Tensor, known: QParams) -> Tensor:
     """``x`` quantized and dequantized."""
     integers = quantize(x, known.scale, known.zero_point, known.qmin, known.qmax)
     return dequantize(integers, known.scale, known.zero_point)
+
+
+def round_trip_rows(x: Tensor) -> Tensor:
+    """``x`` quantized to 8 bits and dequantized, with a scale and a zero point for each row.
+
+    A row is what the last axis holds. Its range includes zero, so that zero is exact.
+    """
+    low, high = (bound.clamp(*limit) for bound, limit in ((x.amin(-1, True), (None, 0)), (x.amax(-1, True), (0, None))))
+    scale = (high - low) * torch.tensor(1 / 255, dtype=torch.float32)
+    scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
+    zero_point = (-low * scale.reciprocal()).round_().clamp_(max=255)
+    return (x * scale.reciprocal() + zero_point).round_().clamp_(0, 255).sub_(zero_point).mul_(scale)
 
 
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:

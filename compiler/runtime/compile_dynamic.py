@@ -28,7 +28,8 @@ def compile_dynamic(model: nn.Module, options: Options, dtype: torch.dtype, exec
     done = quantize_dynamic(model, options, dtype)
     run: Callable[..., Any] = done.tree
     if done.graph is not None:
-        run = CallForms(done.tree, options.backend.graph_forms(done.graph), done.rounds_alike)
+        alike = done.rounds_alike and options.backend.same_roundings
+        run = CallForms(done.tree, options.backend.graph_forms(done.graph), alike)
     elif executor == "torchscript":
         raise ConfigError(f"executor='torchscript' needs a graph, and there is none: {done.untraced}. Use 'auto'.")
     return QuantizedModule(Compiled(run, done.report, done.graph, done.tree, done.program, done.snapshots))

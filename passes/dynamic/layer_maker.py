@@ -11,7 +11,7 @@ from torch import nn
 from ...backends.base.backend import Backend, binding_of
 from ...backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...backends.base.dynamic_spec import DynamicSpec, RoundedWeight, example_inputs, weight_names
-from ...backends.base.joined_backend import JoinedBackend
+from ...backends.base.joined_backend import backend_of_layer
 from ...backends.base.op import OpRow
 from ...backends.ops.table import OPS
 from ...compiler.core.memory import release_after
@@ -44,7 +44,7 @@ class LayerMaker:
     """
 
     def __init__(self, backend: Backend) -> None:
-        self.backend = backend.layers if isinstance(backend, JoinedBackend) else backend
+        self.backend = backend
         self.compiled: dict[nn.Module, DynamicLayer] = {}
         self._done: dict[nn.Module, MadeLayer | str] = {}
         self._weights: dict[tuple[int, torch.dtype, str], RoundedWeight] = {}
@@ -82,7 +82,7 @@ class LayerMaker:
             if request.dtype == torch.float16:
                 self._weights[key] = parameter.detach().half()
             else:
-                of = LayerWeight(layer, row, request.config, self.backend)
+                of = LayerWeight(layer, row, request.config, backend_of_layer(self.backend, row.name))
                 self._weights[key] = quantize_weight(of, name=name)
         return self._weights[key]
 

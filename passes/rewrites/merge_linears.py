@@ -98,7 +98,7 @@ def _merge(gm: fx.GraphModule, nodes: list[fx.Node]) -> fx.Node:
     gm.add_submodule(path, wide.eval())
     with gm.graph.inserting_before(nodes[0]):
         whole: fx.Node = gm.graph.call_module(path, nodes[0].args)
-        parts = gm.graph.call_function(torch.split, (whole, sizes), {"dim": -1})
+        parts = gm.graph.call_function(torch.split, (whole,), {"split_size_or_sections": sizes, "dim": -1})
         slices = [gm.graph.call_function(operator.getitem, (parts, i)) for i in range(len(nodes))]
     for new in (whole, parts, *slices):
         new.meta = dict(nodes[0].meta)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from llvmlite import ir
 
 from .code import F32, I32, Code, Value, splat, vector
-from .expr import Binary, Expr, Fma, Operand, Output, Param, Sum, Unary
+from .expr import Binary, Expr, Fma, Kind, Operand, Output, Param, Sum, Unary
 from .functions import FUNCTIONS
 from .isa import Isa
 
@@ -107,6 +107,6 @@ class Scope:
         raise NotImplementedError(expr)
 
 
-def zeros(isa: Isa) -> Value:
-    """The int32 vector of zeros."""
-    return ir.Constant(vector(I32, isa.lanes), None)
+def zeros(isa: Isa, kind: Kind = "u8") -> Value:
+    """The vector that sums of products of inputs of a kind begin with."""
+    return ir.Constant(vector(F32 if kind == "f32" else I32, isa.lanes), None)

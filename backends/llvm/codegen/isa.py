@@ -6,7 +6,7 @@ exact, and fp32 is rounded in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from ..runtime.cpu import Cpu
 from .code import F32, I8, I16, I32, Code, Value, splat, vector
+from .expr import Kind
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Isa:
         for part in range(2):
             total = c.b.add(total, c.take(product, range(part, 2 * self.lanes, 2)))
         return total
+
+    def dot_floats(self, c: Code, total: Value, a: Value, b: Value) -> Value:
+        """``total`` plus, in each lane, the product of the fp32 numbers of ``a`` and ``b``, rounded once."""
+        kind = vector(F32, self.lanes)
+        a, b = c.b.bitcast(a, kind), c.b.bitcast(b, kind)
+        return c.intrinsic(f"llvm.fma.v{self.lanes}f32", kind, (a, b, total))
+
+    def dot_of(self, kind: Kind) -> Callable[[Code, Value, Value, Value], Value]:
+        """The product of inputs of a kind."""
+        return {"u8": self.dot, "s16": self.dot_words, "f32": self.dot_floats}[kind]
 
     def round(self, c: Code, x: Value) -> Value:
         """fp32 to int32, half to even."""

@@ -1,6 +1,6 @@
 """Depthwise convolutions: channels in lanes, a bundle of columns of a row interleaved for one instruction.
 
-A bundle is the four columns of u8, or two of s16, that an instruction multiplies in a lane. Its elements are
+A bundle is the four columns of u8, two of s16, or one of fp32 that an instruction multiplies in a lane. Its elements are
 interleaved once, and serve every output whose window has any of the columns: the weights are shifted, and zero where a
 column is outside of the window.
 """
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from ..codegen.code import I8, I16, I32, Code, Value, i64, vector
+from ..codegen.code import F32, I8, I16, I32, Code, Value, vector
 from ..codegen.emit import zeros
+from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate, moved
-from .epilogue import Block, Epilogue, Store
+from .blocks import Block, blocks_of, choose_block
+from .epilogue import Epilogue, Store
+from .operands import BYTES
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Depthwise:
         rows: bytes from one tap to the next along height, in the input.
         columns: the same along width.
         row_stride, column_stride: taps from one output to the next.
-        words: the input is s16, else u8.
+        element: what the input is.
         channels: how many.
         epilogue: what is stored.
     """
@@ -50,27 +54,16 @@ class Depthwise:
     columns: int
     row_stride: int
     column_stride: int
-    words: bool
+    element: Kind
     channels: int
     epilogue: Epilogue
     isa: Isa
 
     @property
-    def full(self) -> int:
-        """Blocks of channels that are whole."""
-        return self.channels // (4 * self.isa.lanes)
-
-    @property
-    def tail(self) -> Block | None:
-        """The last block, if it has fewer channels."""
-        rest = self.channels - 4 * self.isa.lanes * self.full
-        if not rest:
-            return None
-        return Block(next(v for v in (1, 2, 4) if v * self.isa.lanes >= rest), rest)
-
-    @property
     def blocks(self) -> list[Block]:
-        return [Block(4, 4 * self.isa.lanes)] * self.full + ([self.tail] if self.tail else [])
+        """Blocks of channels; a row is unpacked for one, two or four registers."""
+        *whole, last = blocks_of(self.channels, 4, self.isa.lanes)
+        return [*whole, Block(4 if last.vectors == 3 else last.vectors, last.valid)]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -84,7 +77,7 @@ class Depthwise:
     @property
     def bundle(self) -> int:
         """Columns of a bundle."""
-        return 2 if self.words else 4
+        return 4 // BYTES[self.element]
 
     @property
     def bundles(self) -> int:
@@ -125,22 +118,14 @@ class _Emitter:
         d, c = self.d, self.c
         with c.loop(c.low, c.high) as item:
             tensors, indices = locate(c, d.axes, item, self.tensors)
-            block = indices[-1]
-            if d.full and d.tail:
-                with c.b.if_else(c.b.icmp_signed("<", block, i64(d.full))) as (then, otherwise):
-                    with then:
-                        self._row(block, d.blocks[0], tensors)
-                    with otherwise:
-                        self._row(i64(d.full), d.tail, tensors)
-            else:
-                self._row(block, d.blocks[0], tensors)
+            choose_block(c, indices[-1], d.blocks, partial(self._row, tensors))
         return c.finish()
 
-    def _row(self, index: Value, block: Block, tensors: list[Value]) -> None:
+    def _row(self, tensors: list[Value], index: Value, block: Block) -> None:
         """All tiles along the width."""
         d, c = self.d, self.c
         first = c.times(index, 4 * self.isa.lanes)
-        bytes_ = (2 if d.words else 1, *(e.step for e in d.epilogue.elements))
+        bytes_ = (BYTES[d.element], *(e.step for e in d.epilogue.elements))
         begin = moved(c, tensors, first, bytes_)
         weights = c.at(self.weights, c.times(first, 4 * d.window[0] * len(self.uses)))
         store = Store(c, self.isa, d.epilogue, c.at(self.params, c.times(first, 4 * d.epilogue.params)), self.scalars)
@@ -155,8 +140,8 @@ class _Emitter:
 
     def _sums(self, source: Value, weights: Value, block: Block) -> list[list[list[Value]]]:
         d, c, lanes = self.d, self.c, self.isa.lanes
-        dot = self.isa.dot_words if d.words else self.isa.dot
-        sums = [[[zeros(self.isa)] * block.vectors for _ in range(d.width.tile)] for _ in range(d.height.tile)]
+        dot, start = self.isa.dot_of(d.element), zeros(self.isa, d.element)
+        sums = [[[start] * block.vectors for _ in range(d.width.tile)] for _ in range(d.height.tile)]
         for row in range((d.height.tile - 1) * d.row_stride + d.window[0]):
             bundles = [self._bundle(c.at(source, row * d.rows), i, block) for i in range(d.bundles)]
             for output_row in range(d.height.tile):
@@ -174,8 +159,7 @@ class _Emitter:
     def _bundle(self, row: Value, index: int, block: Block) -> list[Value]:
         """A bundle of a row: in each lane, the elements of a channel."""
         d, c, lanes = self.d, self.c, self.isa.lanes
-        kind, size = (I16, 2) if d.words else (I8, 1)
-        interleave = self.isa.interleave_words if d.words else self.isa.interleave
+        kind, size = {"u8": I8, "s16": I16, "f32": F32}[d.element], BYTES[d.element]
         found: list[Value] = []
         for first, together in d.epilogue.groups(block):
             columns = []
@@ -183,5 +167,13 @@ class _Emitter:
                 column = min(d.bundle * index + i, d.used_columns - 1)  # its weight is zero from the last one on
                 at = c.at(row, column * d.columns + first * lanes * size)
                 columns.append(c.load(at, vector(kind, together * lanes)))
-            found += interleave(c, columns, together)
+            found += self._interleaved(columns, together)
         return found
+
+    def _interleaved(self, columns: list[Value], together: int) -> list[Value]:
+        lanes = self.isa.lanes
+        if self.d.element == "f32":
+            (column,), order = columns, self.isa.channel_order(together)
+            return [self.c.take(column, order[v * lanes : (v + 1) * lanes]) for v in range(together)]
+        whole = self.isa.interleave_words if self.d.element == "s16" else self.isa.interleave
+        return whole(self.c, columns, together)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ..codegen.code import Code
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate, moved
-from .epilogue import Block, Epilogue, Store
+from .blocks import Block
+from .epilogue import Epilogue, Store
 
 CHUNK = 2048  # elements of an item of work, if the inner axis is long
 

@@ -9,15 +9,8 @@ from ..codegen.code import F32, Code, Value, vector
 from ..codegen.emit import Scope
 from ..codegen.expr import Output, Param
 from ..codegen.isa import Isa
+from .blocks import Block
 from .operands import BYTES, Element, OperandLoader, pack_groups, scalar_param
-
-
-@dataclass(frozen=True)
-class Block:
-    """Channels that are computed at once: ``vectors`` registers, of which ``valid`` lanes are channels."""
-
-    vectors: int
-    valid: int
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from ..codegen.code import I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
+from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate, moved
-from .epilogue import Block, Epilogue, Store
+from .blocks import Block, blocks_of, choose_block, each_block
+from .epilogue import Epilogue, Store
 
 UNROLLED = 8  # steps of a run that are written out without a loop
 
@@ -26,11 +29,11 @@ class Gemm:
 
     Attributes:
         outer: axes of the output, outermost first.
-        group: the place in ``outer`` of the axis along which weights and parameters change; -1 if there is none.
+        groups: the places in ``outer`` of the axes along which weights and parameters change.
         height, width: the axes that tiles are cut from.
         taps: nested loops over the window: (count, bytes from one to the next in the input).
         run: contiguous input bytes at each tap.
-        words: the input is s16, else u8.
+        element: what the input is.
         channels: output channels of a group.
         epilogue: what is stored.
         vectors: registers of channels in a block.
@@ -39,12 +42,12 @@ class Gemm:
     """
 
     outer: tuple[Axis, ...]
-    group: int
+    groups: tuple[int, ...]
     height: Axis
     width: Axis
     taps: tuple[tuple[int, int], ...]
     run: int
-    words: bool
+    element: Kind
     channels: int
     epilogue: Epilogue
     vectors: int
@@ -62,21 +65,9 @@ class Gemm:
         return self.steps * math.prod(n for n, _ in self.taps)
 
     @property
-    def full(self) -> int:
-        """Blocks of a group that have all their channels."""
-        return self.channels // (self.vectors * self.isa.lanes)
-
-    @property
-    def tail(self) -> Block | None:
-        """The last block, if it has fewer channels."""
-        rest = self.channels - self.full * self.vectors * self.isa.lanes
-        return Block(-(-rest // self.isa.lanes), rest) if rest else None
-
-    @property
     def blocks(self) -> list[Block]:
         """All blocks of a group."""
-        whole = Block(self.vectors, self.vectors * self.isa.lanes)
-        return [whole] * self.full + ([self.tail] if self.tail else [])
+        return blocks_of(self.channels, self.vectors, self.isa.lanes)
 
     @property
     def padded_channels(self) -> int:
@@ -107,37 +98,19 @@ class _Emitter:
     def emit(self) -> str:
         g, c = self.g, self.c
         with c.loop(c.low, c.high) as item:
-            index, place = c.divide(item, count(g.axes)) if g.blocks_first else (None, item)
-            tensors, indices = locate(c, g.axes, place, self.tensors)
-            group = indices[g.group] if g.group >= 0 else i64(0)
+            index, tile = c.divide(item, count(g.axes)) if g.blocks_first else (None, item)
+            tensors, indices = locate(c, g.axes, tile, self.tensors)
+            group = i64(0)
+            for place in g.groups:
+                group = c.b.add(c.times(group, g.outer[place].size), indices[place])
+            emit = partial(self._block, tensors, group)
             if index is None:
-                self._all_blocks(tensors, group)
+                each_block(c, g.blocks, emit)
             else:
-                self._one_block(index, tensors, group)
+                choose_block(c, index, g.blocks, emit)
         return c.finish()
 
-    def _all_blocks(self, tensors: list[Value], group: Value) -> None:
-        g = self.g
-        if g.full == 1:
-            self._block(i64(0), g.blocks[0], tensors, group)
-        elif g.full:
-            with self.c.loop(0, g.full) as index:
-                self._block(index, g.blocks[0], tensors, group)
-        if g.tail:
-            self._block(i64(g.full), g.tail, tensors, group)
-
-    def _one_block(self, index: Value, tensors: list[Value], group: Value) -> None:
-        g, c = self.g, self.c
-        if not (g.full and g.tail):
-            self._block(index, g.blocks[0], tensors, group)
-            return
-        with c.b.if_else(c.b.icmp_signed("<", index, i64(g.full))) as (then, otherwise):
-            with then:
-                self._block(index, g.blocks[0], tensors, group)
-            with otherwise:
-                self._block(i64(g.full), g.tail, tensors, group)
-
-    def _block(self, index: Value, block: Block, tensors: list[Value], group: Value) -> None:
+    def _block(self, tensors: list[Value], group: Value, index: Value, block: Block) -> None:
         """One tile by one block: sum the products, then store."""
         g, c = self.g, self.c
         source, *rest = tensors
@@ -155,11 +128,11 @@ class _Emitter:
 
     def _sums(self, source: Value, weights: Value, pixels: list[tuple[int, int]], vectors: int) -> list[list[Value]]:
         g, c = self.g, self.c
-        kind = vector(I32, self.isa.lanes)
-        sums = [[c.variable(kind, zeros(self.isa)) for _ in range(vectors)] for _ in pixels]
+        kind, start = vector(I32, self.isa.lanes), zeros(self.isa, g.element)
+        sums = [[c.variable(start.type, start) for _ in range(vectors)] for _ in pixels]
         shifts = [r * g.height.moves[0] + s * g.width.moves[0] for r, s in pixels]
         stride = vectors * self.isa.lanes * 4
-        dot = self.isa.dot_words if g.words else self.isa.dot
+        dot = self.isa.dot_of(g.element)
 
         def steps(places: Sequence[tuple[Value, Value]]) -> None:
             totals = [[c.b.load(slot) for slot in row] for row in sums]

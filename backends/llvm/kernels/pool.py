@@ -12,7 +12,8 @@ from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate
-from .epilogue import Block, Epilogue, Store
+from .blocks import Block
+from .epilogue import Epilogue, Store
 from .operands import BYTES
 
 

@@ -1,4 +1,4 @@
-"""Kernels over whole rows: layer normalization and softmax over the innermost axis.
+"""Kernels over whole rows, the innermost axis: layer normalization, softmax, and the range for quantization.
 
 Sums are taken in sixteen parts, whatever the width of a register, so that every instruction set rounds alike.
 """
@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from ..codegen.code import F32, Code, Value, i64, vector
+from llvmlite import ir
+
+from ....compiler.numerics.quantize import SMALLEST_SCALE
+from ..codegen.code import F32, I32, Code, Value, i64, vector
 from ..codegen.emit import Lanes, Scope
 from ..codegen.expr import Expr
 from ..codegen.functions import FUNCTIONS
 from ..codegen.isa import Isa
 from .axes import Axis, count, locate, moved
-from .epilogue import Block, Epilogue, Store
+from .blocks import Block
+from .epilogue import Epilogue, Store
 from .operands import Element, OperandLoader, scalar_param
 
+RowOperation = Literal["norm", "softmax", "range"]
+
 PARTS = 16
+SMALLEST = -87.0  # exp() of less is no normal number
 
 
 @dataclass(frozen=True)
@@ -27,16 +34,16 @@ class Rows:
     """The tensors of an axis are output, operands of the output, operands of the input.
 
     Attributes:
-        kind: what is computed of a row.
+        kind: what is computed of a row. A range is three numbers: 1 / scale, zero point and scale.
         outer: all axes but the innermost.
         size: of the innermost axis.
         epsilon: of a normalization.
         source: what a row holds.
         inputs: how its operands lie along the row.
-        epilogue: what is stored; its sum is the normalized value.
+        epilogue: what is stored; its sum is the normalized value. A range is stored as it is.
     """
 
-    kind: Literal["norm", "softmax"]
+    kind: RowOperation
     outer: tuple[Axis, ...]
     size: int
     epsilon: float
@@ -79,12 +86,25 @@ class _Emitter:
         with c.loop(c.low, c.high) as item:
             at, _ = locate(c, r.outer, item, self.tensors)
             own, inputs = at[: 1 + len(r.epilogue.operands)], at[1 + len(r.epilogue.operands) :]
-            if r.kind == "norm":
-                self._norm(inputs)
+            if r.kind == "range":
+                self._range(inputs, own[0])
             else:
-                self._softmax(inputs)
-            self._store(own)
+                (self._norm if r.kind == "norm" else self._softmax)(inputs)
+                self._store(own)
         return c.finish()
+
+    def _range(self, inputs: list[Value], target: Value) -> None:
+        """Affine parameters of 8 bits for the range of a row, which includes zero."""
+        m, c = self.m, self.c
+        high = self._reduced("max", 0.0, partial(self._read, inputs), 0.0)
+        low = self._reduced("min", 0.0, lambda chunk, part, _: self._held(chunk, part), 0.0)
+        scale = m.mul(m.sub(high, low), m.const(1.0 / 255))
+        usable = c.b.fcmp_ordered(">", scale, m.const(SMALLEST_SCALE))
+        scale = c.b.select(usable, scale, m.const(1.0))
+        factor = m.div(m.const(1.0), scale)
+        zero = m.min(m.rint(m.mul(m.sub(m.const(0.0), low), factor)), m.const(255.0))
+        for place, value in enumerate((factor, zero, scale)):
+            c.store(c.b.extract_element(value, ir.Constant(I32, 0)), c.at(target, 4 * place))
 
     def _norm(self, inputs: list[Value]) -> None:
         """(x - mean) / sqrt(variance + epsilon)."""
@@ -109,11 +129,16 @@ class _Emitter:
         largest = self._reduced("max", lowest, partial(self._read, inputs), lowest)
 
         def power(chunk: Value, part: int, valid: int) -> Value:
-            value = FUNCTIONS["exp"](m, m.sub(self._held(chunk, part), largest))
+            below = m.sub(self._held(chunk, part), largest)
+            value = FUNCTIONS["exp"](m, below)
+            # exp() ends at the smallest number, but what a mask leaves out must count as nothing.
+            value = self.c.b.select(self.c.b.fcmp_ordered("<", below, m.const(SMALLEST)), m.const(0.0), value)
             self._hold(value, chunk, part)
             return value
 
-        self._scale(m.div(m.const(1.0), self._reduced("add", 0.0, power, 0.0)))
+        # A row that is left out as a whole is zero, as in torch's attention.
+        total = m.max(self._reduced("add", 0.0, power, 0.0), m.const(1e-30))
+        self._scale(m.div(m.const(1.0), total))
 
     def _scale(self, factor: Value) -> None:
         with self.c.loop(0, self.chunks) as chunk:

@@ -13,6 +13,7 @@ from ....compiler.core.qparams import QParams
 from ....compiler.execution.graphs import attribute
 from ....compiler.execution.shapes import ValueInfo
 from ..codegen.expr import Kind
+from ..codegen.isa import Isa
 from .lazy import Lazy, bounded, element_of, read_form, shift_of
 from .steps import ElementwiseStep, FillStep, Step, TorchStep
 from .storage import Storage
@@ -27,6 +28,7 @@ class Builder:
         gm: the graph of the program.
         infos: shape and dtype of every tensor.
         statics: sizes, which shapes alone give.
+        isa: the instruction set.
         steps: what is computed, in order.
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
@@ -34,8 +36,10 @@ class Builder:
         made_by: the step that computes an op.
     """
 
-    def __init__(self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any]) -> None:
-        self.gm, self.infos, self.statics = gm, infos, statics
+    def __init__(
+        self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any], isa: Isa
+    ) -> None:
+        self.gm, self.infos, self.statics, self.isa = gm, infos, statics, isa
         self.modules = dict(gm.named_modules())
         self.steps: list[Step | TorchStep | FillStep] = []
         self.lazy: dict[fx.Node, Lazy] = {}

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from ..kernels.axes import Axis, merged
 from ..kernels.depthwise import Depthwise
-from ..kernels.epilogue import Block, Epilogue
+from ..kernels.blocks import Block
+from ..kernels.epilogue import Epilogue
 from ..kernels.gemm import Gemm
 from ..kernels.operands import BYTES
 from .steps import Made, Step, scalars
@@ -32,12 +34,12 @@ class Window:
 
 @dataclass(eq=False)
 class ContractionStep(Step):
-    """A convolution of integers; a linear layer is one without a window.
+    """A convolution of integers or of fp32; a linear layer is one without a window.
 
     Attributes:
-        source: the input [N, C, spatial...], u8 or s16, channels innermost, with a halo as wide as the padding. Of a
-            linear layer, [..., C] with the channels moved to axis 1.
-        weight: int8 [O, C / groups, window...].
+        source: the input [N, C, spatial...], channels innermost, with a halo as wide as the padding. Of a linear layer,
+            [..., C] with the channels moved to axis 1.
+        weight: integers, or fp32 for a source of fp32: [O, C / groups, window...].
         windows: by spatial axis.
         groups: of channels.
     """
@@ -89,7 +91,8 @@ class ContractionStep(Step):
     def _gemm(self, isa: Isa) -> Made:
         expression = Expression()
         epilogue = self.epilogue(expression, 1)
-        size, groups = BYTES[self.source.element], self.groups
+        element, groups = self.source.element, self.groups
+        size = BYTES[element]
         inputs, outputs = self.weight.shape[1], self.weight.shape[0] // groups
         batch, spatial = self._axes(expression)
         strides = self.source.strides
@@ -100,14 +103,14 @@ class ContractionStep(Step):
         axes = merged([batch, *spatial])
         none = (0,) * len(batch.moves)
         axes = [Axis(1, none)] * (2 - len(axes)) + axes
-        outer, group = axes[:-2], -1
+        outer = axes[:-2]
         if groups > 1:
             steps = (size * inputs, *(e.step * outputs for e in epilogue.elements))
-            outer, group = [Axis(groups, steps), *outer], 0
+            outer = [Axis(groups, steps), *outer]
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
         gemm = choose_tile(
-            Gemm(tuple(outer), group, height, width, loops, run, size == 2, outputs, epilogue, 1, False, isa)
+            Gemm(tuple(outer), (0,) * (groups > 1), height, width, loops, run, element, outputs, epilogue, 1, False, isa)
         )
         weights = _packed(gemm, self.weight, groups)
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
@@ -124,16 +127,19 @@ class ContractionStep(Step):
             spatial = [Axis(1, (0,) * len(batch.moves)), *spatial]
             windows = [Window(1), *windows]
         moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
-        words, channels = self.source.element == "s16", self.weight.shape[0]
+        element, channels = self.source.element, self.weight.shape[0]
         draft = Depthwise(
             (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size),
-            moves[0], moves[1], windows[0].stride, windows[1].stride, words, channels, epilogue, isa,
+            moves[0], moves[1], windows[0].stride, windows[1].stride, element, channels, epilogue, isa,
         )  # fmt: skip
         kernel = depthwise_tile(draft, windows[0].dilation)
         weights = _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
         params = _by_block(kernel.blocks, epilogue, expression.channel_params, 1, isa)
         return Made(kernel, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
                              scalars(expression)))  # fmt: skip
+
+
+WEIGHTS: dict[Kind, torch.dtype] = {"u8": torch.int8, "s16": torch.int16, "f32": torch.float32}  # by kind of input
 
 
 def _expanded(expression: Expression, target: Value) -> list[Value]:
@@ -153,11 +159,10 @@ def _lanes(epilogue: Epilogue, blocks: list[Block], isa: Isa) -> list[list[int]]
 def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
     """Weights as the kernel reads them: [group][block][depth][lane][32 bits]."""
     outputs, inputs = weight.shape[:2]
-    each = 2 if gemm.words else 4
+    each = 4 // BYTES[gemm.element]
     rows = weight.reshape(groups, outputs // groups, inputs, -1).transpose(2, 3)
-    element = torch.int16 if gemm.words else torch.int8
     taps = gemm.depth // gemm.steps
-    rows = rows.reshape(groups, outputs // groups, taps, -1).to(element)
+    rows = rows.reshape(groups, outputs // groups, taps, -1).to(WEIGHTS[gemm.element])
     rows = torch.nn.functional.pad(rows, (0, gemm.steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
     rows = rows.reshape(groups, outputs // groups + 1, gemm.depth, each)
     parts = [
@@ -178,7 +183,7 @@ def _by_block(blocks: list[Block], epilogue: Epilogue, params: list[Tensor], gro
 
 def _packed_depthwise(kernel: Depthwise, weight: Tensor) -> Tensor:
     """Weights as the kernel reads them: [block][row of the window][use][register][lane][column]."""
-    weight = weight.to(torch.int16 if kernel.words else torch.int8)
+    weight = weight.to(WEIGHTS[kernel.element])
     padded = torch.nn.functional.pad(weight, (0, 1, 0, 0, 0, 1))  # the tap -1 and the channel -1 are zero
     uses = torch.tensor([use.weights for use in kernel.uses()])
     parts = []

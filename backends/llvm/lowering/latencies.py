@@ -20,13 +20,14 @@ from ..codegen.isa import Isa
 from .contraction import ContractionStep
 from .drop_pairs import drop_pairs
 from .lower import Lowering
+from .products import ProductStep
 from .steps import Step
 
 ROUNDS = 9  # runs that a time is the median of
 CLOCK = 3.0e6  # cycles in a millisecond, for estimates
 MOVED = 4.0  # elements that a core computes or converts in a cycle, for estimates
 TORCH = 0.03  # milliseconds that an op in torch takes besides its work
-FP32_PRODUCTS = 12.0  # fp32 products that a core does in a cycle, in torch
+FP32_PRODUCTS = 12.0  # fp32 products that a core does in a cycle
 
 Times = Mapping[fx.Node, float]  # milliseconds
 
@@ -84,6 +85,8 @@ def _estimated(step: Step, isa: Isa) -> float:
     cycles = step.target.numel / MOVED
     if isinstance(step, ContractionStep):
         cycles += step.products / isa.products * (4.0 if step.depthwise else 1.3)
+    if isinstance(step, ProductStep):
+        cycles += step.products / FP32_PRODUCTS
     return cycles / (1e3 * CLOCK * torch.get_num_threads())
 
 

@@ -15,6 +15,7 @@ from ....compiler.execution.shapes import ValueInfo
 from ....compiler.execution.visitor import Visitor
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.backend import KernelChoice
+from ...base.dynamic_layer import DynamicLayer
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.op import OpRow, Output
 from ...ops.table import OPS
@@ -22,7 +23,7 @@ from ..codegen.isa import Isa
 from .builder import Builder
 from .lazy import read_form
 from .plan import Plan
-from .rules import copies, norms, pointwise, pools, shapes, weighted
+from .rules import copies, dynamic, norms, pointwise, pools, products, shapes, weighted
 from .rules.rule import Rule
 from .steps import ElementwiseStep, Step, TorchStep
 from .storage import Storage
@@ -35,6 +36,7 @@ RULES: Mapping[str, Rule] = {
     **copies.RULES,
     **pools.RULES,
     **norms.RULES,
+    **products.RULES,
 }
 
 
@@ -53,7 +55,7 @@ class Lowering:
         self.outputs: list[Storage] = []
         self.returned: dict[fx.Node, int] = {}
         infos, statics = sizes(gm, given)
-        self.builder = Builder(gm, infos, statics)
+        self.builder = Builder(gm, infos, statics, isa)
         self.views: list[fx.Node] = []
 
     def plan(self) -> Plan:
@@ -86,10 +88,20 @@ class Lowering:
         elif is_dequantize(node):
             value, shift = builder.quantized[node.args[0]]  # type: ignore[index]
             builder.set_value(node, value, float(node.args[1]), int(node.args[2]) + shift)  # type: ignore[arg-type]
-        else:
-            row = OPS.of(node, builder.modules)
-            if not self._by_rule(node, row):
-                self._in_torch(node)
+        elif not self._by_rule(node, OPS.of(node, builder.modules)) and not self._dynamic(node):
+            self._in_torch(node)
+
+    def _dynamic(self, node: fx.Node) -> bool:
+        """A layer that quantizes its input."""
+        layer = self.builder.modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(layer, DynamicLayer) or len(node.args) != 1 or node.args[0] not in self.builder.lazy:
+            return False
+        (spec,) = getattr(layer, "spec", (None,))
+        rule = dynamic.RULES.get(spec.op) if spec is not None else None
+        if rule is None or not rule(self.builder, node, spec):
+            return False
+        self._note(node)
+        return True
 
     def _by_rule(self, node: fx.Node, row: OpRow | None) -> bool:
         rule = RULES.get(row.name) if row is not None else None
@@ -102,7 +114,9 @@ class Lowering:
         if not all(n in self.builder.lazy or n in self.builder.pieces for n in tensors):
             return False
         others = set(node.all_input_nodes) - set(tensors) - self.builder.statics.keys() - self.builder.lazy.keys()
-        if any(n.target is not dequantize_channels for n in others):
+        infos = self.builder.infos
+        masks = {n for n in others if n in infos and infos[n].dtype == torch.bool}
+        if any(n.target is not dequantize_channels for n in others - masks):
             return False  # a number that a call gives
         if node in self.builder.infos and not math.prod(self.builder.infos[node].shape):
             return False  # nothing to compute

@@ -30,10 +30,6 @@ class PlannedProgram:
     """Runs a program like its forward().
 
     A plan is built when inputs of new shapes come; the least recently used one is dropped.
-
-    Attributes:
-        choices: what runs each op, on the example.
-        weight_bytes: weights and parameters, as they are packed for the example.
     """
 
     def __init__(self, program: FrozenProgram, isa: Isa) -> None:
@@ -42,9 +38,11 @@ class PlannedProgram:
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
         self._lock, self._built = process_lock(), 0
-        plan, lowering = self._planned(self._given(*program.example))
-        self.choices: Mapping[fx.Node, KernelChoice] = lowering.choices
-        self.weight_bytes = plan.constants.size
+
+    def on_example(self) -> tuple[Mapping[fx.Node, KernelChoice], int]:
+        """What runs each op on the example, and the bytes of weights and parameters as they are packed for it."""
+        plan, lowering = self._planned(self._given(*self.program.example))
+        return lowering.choices, plan.constants.size
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)

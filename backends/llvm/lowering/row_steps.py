@@ -1,32 +1,36 @@
-"""Steps over whole rows: layer normalization and softmax."""
+"""Steps over whole rows: layer normalization, softmax, and the range for quantization."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from ..codegen.isa import Isa
 from ..kernels.axes import Axis, merged
-from ..kernels.rows import Rows
+from ..kernels.rows import RowOperation, Rows
 from .steps import Made, Step, element, scalars
 from .terms import Expression, Form
 from .values import Value
 
 
+LARGEST = 16384  # elements of a row, which a kernel holds on its stack
+
+
 @dataclass(eq=False)
 class RowStep(Step):
-    """Normalizes over the last axis; the sum of its form is the normalized value.
+    """Works on the last axis; the sum of its form is the normalized value.
 
     Attributes:
-        operation: what is computed of a row.
+        operation: what is computed of a row. The target of a range has three numbers for each row.
         source: what a row holds.
+        size: of a row.
         epsilon: of a normalization.
     """
 
-    operation: Literal["norm", "softmax"] = field(kw_only=True)
+    operation: RowOperation = field(kw_only=True)
     source: Form = field(kw_only=True)
+    size: int = field(kw_only=True)
     epsilon: float = field(kw_only=True, default=0.0)
 
     @property
@@ -38,12 +42,13 @@ class RowStep(Step):
         return self.operation
 
     def make(self, isa: Isa) -> Made:
-        shape = self.target.shape
         expression, inside = Expression(), Expression()
-        last = len(shape) - 1
+        last = len(self.target.shape) - 1
         epilogue = self.epilogue(expression, last)
         source = inside.of(self.source)
-        operands, inputs = ([v.expanded(shape) for v in e.operands] for e in (expression, inside))
+        shape = (*self.target.shape[:last], self.size)
+        operands = [v.expanded(self.target.shape) for v in expression.operands]
+        inputs = [v.expanded(shape) for v in inside.operands]
         tensors = (self.target, *operands, *inputs)
         order = [a for a in self.target.order() if a != last]
         outer = merged([Axis(shape[a], tuple(t.strides[a] for t in tensors)) for a in order])

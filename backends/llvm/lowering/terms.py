@@ -81,19 +81,19 @@ class Form:
 
         return Form(tuple((of(leaf), factor) for leaf, factor in self.terms), self.constant, self.bound)
 
-    def with_total_shifted(self, shift: Tensor) -> Form:
-        """The form with ``sum + shift`` for the sum."""
-
-        def of(leaf: Leaf) -> Leaf:
-            if isinstance(leaf, Apply):
-                return Apply(leaf.op, tuple(form.with_total_shifted(shift) for form in leaf.arguments))
-            return leaf
-
+    def with_total(self, total: Form) -> Form:
+        """The form with ``total`` for the sum."""
+        terms: list[tuple[Leaf, Tensor]] = []
         constant = self.constant
         for leaf, factor in self.terms:
             if isinstance(leaf, Total):
-                constant = constant + factor * shift
-        return Form(tuple((of(leaf), factor) for leaf, factor in self.terms), constant, self.bound)
+                terms += [(inner, factor * f) for inner, f in total.terms]
+                constant = constant + factor * total.constant
+            elif isinstance(leaf, Apply):
+                terms.append((Apply(leaf.op, tuple(form.with_total(total) for form in leaf.arguments)), factor))
+            else:
+                terms.append((leaf, factor))
+        return Form(tuple(terms), constant, self.bound)
 
     @property
     def leaves(self) -> list[Leaf]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from ..codegen.isa import Isa
 from ..kernels.axes import count
+from ..kernels.blocks import Block, blocks_of
 from ..kernels.depthwise import Depthwise
 from ..kernels.gemm import Gemm
 
@@ -13,20 +15,31 @@ LATENCY = 5  # cycles from one product to the next of the same sum
 EPILOGUE = 6  # cycles for a register of outputs
 PLACE = 30  # cycles to find where a tile is
 RESIDENT = 192 * 1024  # bytes of weights that stay in the cache while tiles go by
+WIDTHS = (1, 2, 3, 4, 6, 8)  # registers of channels in a block that are tried
 TEAM = 2  # threads that work should at least divide evenly for
 
 
-def choose_tile(gemm: Gemm) -> Gemm:
-    """``gemm`` with the tile and the order of work of least cost."""
-    found = [_ordered(tiled) for tiled in _tilings(gemm)]
+def choose_tile(gemm: Gemm, vectors: int | None = None) -> Gemm:
+    """``gemm`` with the tile and the order of work of least cost.
+
+    Args:
+        vectors: registers of channels in a block, if they are given.
+    """
+    found = [_ordered(tiled) for tiled in _tilings(gemm) if vectors in (None, tiled.vectors)]
     return min(found, key=_cycles)
+
+
+def panel_blocks(channels: int, isa: Isa) -> tuple[Block, ...]:
+    """Blocks of channels of a matrix that is computed, whatever it is multiplied with."""
+    vectors = min(4 if isa.registers > 16 else 2, -(-channels // isa.lanes))
+    return tuple(blocks_of(channels, vectors, isa.lanes))
 
 
 def _tilings(gemm: Gemm) -> list[Gemm]:
     isa = gemm.isa
     needed = -(-gemm.channels // isa.lanes)
     found = []
-    for vectors in (1, 2, 3, 4, 6, 8):
+    for vectors in WIDTHS:
         if vectors > needed and vectors > 1:
             continue
         most = (isa.registers - 1 - vectors) // vectors

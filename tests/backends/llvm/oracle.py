@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from fxquant.backends.llvm.codegen.expr import Binary, Expr, Fma, Operand, Param
 from fxquant.backends.llvm.codegen.functions import FUNCTIONS
 from fxquant.backends.llvm.lowering.contraction import ContractionStep
 from fxquant.backends.llvm.lowering.pooling import MaxStep, SumStep
+from fxquant.backends.llvm.lowering.products import ProductStep
 from fxquant.backends.llvm.lowering.steps import ElementwiseStep, Step
 from fxquant.backends.llvm.lowering.terms import Expression
 from fxquant.backends.llvm.lowering.values import Value
@@ -106,6 +108,8 @@ def _total(step: Step, read: Read) -> Tensor | None:
         x = _padded(step.source, [(w.padding, w.padding) for w in step.windows], read).double()
         weight = torch.ones(x.shape[1], 1, *(w.size for w in step.windows), dtype=torch.double)
         return _convolve(x, weight, [w.stride for w in step.windows], [1] * len(step.windows), x.shape[1]).float()
+    if isinstance(step, ProductStep):
+        return _ordered_product(read(step.left), _matrices(step, read))
     assert isinstance(step, ContractionStep)
     # After the last window there may be inputs that no window reads, and before the first one, too.
     sides = []
@@ -114,11 +118,47 @@ def _total(step: Step, read: Read) -> Tensor | None:
         sides.append((w.padding, span - w.padding - step.source.shape[axis]))
     x = _padded(step.source, sides, read).double()
     strides, dilations = [w.stride for w in step.windows], [w.dilation for w in step.windows]
+    if step.source.element == "f32":
+        return _ordered_sum(x.float(), step, strides, dilations)
     if not step.windows:
         return (x @ step.weight.double().T).float()
     total = _convolve(x, step.weight.double(), strides, dilations, step.groups)
     assert float(total.abs().max()) < 2**31
     return total.float()
+
+
+def _ordered_sum(x: Tensor, step: ContractionStep, strides: list[int], dilations: list[int]) -> Tensor:
+    """A convolution of fp32: products are added one by one, the taps in order and all channels at each."""
+    machine, weight, outputs = TorchMachine(), step.weight, step.target.shape[2:]
+    inputs, each = weight.shape[1], weight.shape[0] // step.groups
+    total = torch.zeros(step.target.shape)
+    for tap in itertools.product(*(range(n) for n in weight.shape[2:])):
+        begin = [t * d for t, d in zip(tap, dilations, strict=True)]
+        places = [slice(b, b + (n - 1) * s + 1, s) for b, n, s in zip(begin, outputs, strides, strict=True)]
+        for channel in range(inputs):
+            read = x[:, channel::inputs][(slice(None), slice(None), *places)].repeat_interleave(each, 1)
+            factor = weight[(slice(None), channel, *tap)].reshape(1, -1, *[1] * len(outputs))
+            total = machine.fma(read, factor, total)
+    return total
+
+
+def _ordered_product(left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product of fp32: products are added one by one."""
+    total, machine = torch.zeros(()), TorchMachine()
+    for k in range(left.shape[-1]):
+        total = machine.fma(left[..., k : k + 1], right[..., k : k + 1, :], total)
+    return total
+
+
+def _matrices(step: ProductStep, read: Read) -> Tensor:
+    """The right matrices of a product, from their panels."""
+    panels, parts = read(step.right), []
+    lanes = panels.shape[-1] // (step.depth * sum(b.vectors for b in step.blocks))
+    for block in step.blocks:
+        size = step.depth * block.vectors * lanes
+        parts.append(panels[..., :size].unflatten(-1, (step.depth, -1))[..., : block.valid])
+        panels = panels[..., size:]
+    return torch.cat(parts, -1)
 
 
 def _padded(value: Value, sides: list[tuple[int, int]], read: Read) -> Tensor:

@@ -16,6 +16,8 @@ from fxquant.backends.llvm.lowering.drop_pairs import drop_pairs
 from fxquant.backends.llvm.lowering.entry import widen_entry
 from fxquant.backends.llvm.lowering.lower import Lowering
 from fxquant.backends.llvm.lowering.plan import Plan
+from fxquant.backends.llvm.lowering.products import PanelStep
+from fxquant.backends.llvm.lowering.row_steps import RowStep
 from fxquant.backends.llvm.lowering.steps import FillStep, Step
 from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
@@ -49,7 +51,8 @@ def planned(program: FrozenProgram, args: tuple[Tensor, ...], isa: Isa = BEST) -
 def check_steps(program: FrozenProgram, args: tuple[Tensor, ...], isa: Isa = BEST) -> int:
     """Compare every step with the oracle, bit by bit. Returns how many were compared.
 
-    Rows (normalization, softmax) are left out: their sums have an order of their own.
+    Rows (normalization, softmax) are left out: their sums have an order of their own. Panels are compared by the
+    product that reads them.
     """
     plan, given = planned(program, args, isa), placeholders(program, args)
     compared = 0
@@ -63,7 +66,7 @@ def check_steps(program: FrozenProgram, args: tuple[Tensor, ...], isa: Isa = BES
     def check(index: int, arena: Any) -> None:
         nonlocal compared
         step = plan.steps[index]
-        if not isinstance(step, Step) or type(step).__name__ == "RowStep" or step.target.storage.place == "output":
+        if not isinstance(step, Step) or isinstance(step, RowStep | PanelStep) or step.target.storage.place == "output":
             return
         expected, actual = evaluate(step, read(arena)), plan.view(arena, step.target, given)
         if actual.dtype != torch.float32:

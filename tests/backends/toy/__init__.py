@@ -28,6 +28,7 @@ class ToyBackend:
     }
     affine_weight_limit: int | None = None
     measures_latency = False
+    same_roundings = True
     machine = "a toy"
 
     def __init__(self, target: Target | None) -> None:

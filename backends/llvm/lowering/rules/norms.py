@@ -9,13 +9,11 @@ from torch import Tensor, fx
 
 from ..builder import Builder
 from ..lazy import read_form
-from ..row_steps import RowStep
+from ..row_steps import LARGEST, RowStep
 from ..steps import Step
 from ..terms import Form, Total
 from ..values import Value
 from .rule import Rule
-
-LARGEST = 16384  # elements of a row, which a kernel holds on its stack
 
 
 def layer_norm(builder: Builder, node: fx.Node) -> bool:
@@ -55,7 +53,7 @@ def _rows(builder: Builder, node: fx.Node, kind: Literal["norm", "softmax"], for
         source, order = read_form(value), value.order()
 
     def draft(output: Form, target: Value) -> list[Step]:
-        return [RowStep(node, output, target, operation=kind, source=source, epsilon=epsilon)]
+        return [RowStep(node, output, target, operation=kind, source=source, size=shape[-1], epsilon=epsilon)]
 
     builder.set(node, form, order=order, draft=draft)
     return True

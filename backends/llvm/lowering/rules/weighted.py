@@ -1,4 +1,4 @@
-"""Convolutions and linear layers with integer weights."""
+"""Convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -6,52 +6,20 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from .....compiler.numerics.quantize import dequantize_channels
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
+from ..layer_operands import read_operands
 from ..steps import Step
-from ..storage import TOPS
-from ..terms import Form, Total
+from ..terms import Form
 from ..values import Value
 from .rule import Rule, each
 
 
-@dataclass(frozen=True)
-class Operands:
-    """What a layer reads.
-
-    Attributes:
-        value: the input, integers.
-        scale, zero: of the input.
-        weight: int8, output channels first.
-        scales: fp64, by output channel.
-        bias: fp64, by output channel, or 0.
-    """
-
-    value: Value
-    scale: float
-    zero: int
-    weight: Tensor
-    scales: Tensor
-    bias: Tensor | float
-
-    @property
-    def form(self) -> Form:
-        """The output: a sum without the zero point of the input, scaled, and the bias."""
-        factor = self.scale * self.scales
-        most = (factor * TOPS[self.value.element] * self.weight.double().abs().flatten(1).sum(1)).max()
-        return Form.of(Total(), factor, self.bias, float(most + torch.as_tensor(self.bias).abs().max()))
-
-    def without_zero(self, form: Form, weight: Tensor) -> Form:
-        """``form`` over the sum that the kernel computes with ``weight``, in which each input has the zero point."""
-        return form.with_total_shifted(-self.zero * weight.double().flatten(1).sum(1))
-
-
 def convolution(builder: Builder, node: fx.Node) -> bool:
     """A convolution over one, two or three axes."""
-    operands = _operands(builder, node, 0)
+    operands = read_operands(builder, node, 0)
     if operands is None:
         return False
     weight = operands.weight
@@ -62,11 +30,13 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
     paddings = builder.param(node, "padding", 0)
     sizes = tuple(weight.shape[2:])
     if paddings == "same":
-        paddings = tuple(d * (k - 1) // 2 for d, k in zip(dilations, sizes, strict=True))
-    paddings = each(0 if paddings == "valid" else paddings, axes)
-    windows = tuple(Window(*w) for w in zip(sizes, strides, paddings, dilations, strict=True))
+        halo = [(total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))]
+    else:
+        halo = [(p, p) for p in each(0 if paddings == "valid" else paddings, axes)]
+    before = [low for low, _ in halo]
+    windows = tuple(Window(*w) for w in zip(sizes, strides, before, dilations, strict=True))
     groups = int(builder.param(node, "groups", 1))
-    source = builder.channels_last(operands.value, node, operands.zero, [(p, p) for p in paddings])
+    source = builder.channels_last(operands.value, node, operands.zero, halo)
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight)
@@ -78,7 +48,7 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
 
 def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
     """A transposed convolution: for each place within a stride, a convolution with some of the taps."""
-    operands = _operands(builder, node, 1)
+    operands = read_operands(builder, node, 1)
     if operands is None:
         return False
     weight = operands.weight  # [output channels, input channels of the group, taps...]
@@ -158,7 +128,7 @@ def _narrowed(value: Value, place: tuple[Phase, ...], strides: tuple[int, ...]) 
 
 def linear(builder: Builder, node: fx.Node) -> bool:
     """A linear layer, over the last axis."""
-    operands = _operands(builder, node, 0)
+    operands = read_operands(builder, node, 0)
     if operands is None or len(operands.value.shape) < 2:
         return False
     axes = len(operands.value.shape)
@@ -177,33 +147,6 @@ def linear(builder: Builder, node: fx.Node) -> bool:
 
     builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
     return True
-
-
-def _operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None:
-    """Integer input and weight; None if one of them is not, or does not fit a kernel."""
-    if len(node.args) < 2:
-        return None  # a module, whose weight is fp32
-    weight_node, known = node.args[1], builder.read(node.args[0]).plain  # type: ignore[arg-type]
-    if known is None or known[0].element == "f32":
-        return None
-    if not isinstance(weight_node, fx.Node) or weight_node.target is not dequantize_channels:
-        return None
-    integers, scale, zero_point = (builder.constant(n) for n in weight_node.args[:3])  # type: ignore[arg-type]
-    if weight_node.args[3] != axis:
-        return None
-    groups = int(builder.param(node, "groups", 1))
-    if axis == 1:  # [input channels, output channels of the group, taps...]
-        parts = integers.reshape(groups, -1, *integers.shape[1:]).transpose(1, 2)
-        integers, scale, zero_point = parts.flatten(0, 1), scale.repeat(groups), zero_point.repeat(groups)
-    shifted = integers.short() - zero_point.short().reshape(-1, *[1] * (integers.dim() - 1))
-    if int(shifted.min()) < -128 or int(shifted.max()) > 127:
-        return None
-    largest = int(TOPS[known[0].element]) * int(shifted.double().abs().flatten(1).sum(1).max())
-    if largest >= 2**31:
-        return None  # an int32 may not hold the sum
-    bias_node = node.kwargs.get("bias")
-    bias = builder.constant(bias_node).double() if isinstance(bias_node, fx.Node) else 0.0
-    return Operands(*known, shifted.to(torch.int8), scale.double().expand(shifted.shape[0]), bias)
 
 
 RULES: dict[str, Rule] = {

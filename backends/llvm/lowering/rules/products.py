@@ -1,0 +1,119 @@
+"""Products of computed matrices, and attention, which is made of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..builder import Builder
+from ..lazy import Draft, Lazy, read_form
+from ..products import PanelStep, ProductStep, panels_of
+from ..row_steps import LARGEST, RowStep
+from ..steps import ElementwiseStep, Step, TorchStep
+from ..storage import Storage
+from ..terms import Form, Total
+from ..tiles import panel_blocks
+from ..values import Value
+from .rule import Rule
+
+
+def matmul(builder: Builder, node: fx.Node) -> bool:
+    """A product of matrices, or of batches of them."""
+    left, right = (builder.infos.get(n) for n in node.args[:2])  # type: ignore[arg-type]
+    info = builder.infos[node]
+    if left is None or right is None or len(left.shape) < 2 or len(right.shape) < 2:
+        return False
+    if info.dtype != torch.float32 or node.kwargs.get("out") is not None:
+        return False
+    values = [builder.float_value(n) for n in node.args[:2]]  # type: ignore[arg-type]
+    order = tuple(range(len(info.shape)))
+    builder.set(node, Form.of(Total()), order=order, draft=_product(builder, node, *values, info.shape))
+    return True
+
+
+def _product(builder: Builder, node: fx.Node, left: Value, right: Value, shape: tuple[int, ...]) -> Draft:
+    """What makes the steps of a product of fp32 matrices of this shape."""
+    left = builder.row_major(left, node)
+    groups, (depth, channels) = right.shape[:-2], right.shape[-2:]
+    groups = (1,) * (len(shape) - 2 - len(groups)) + groups
+    right = right.expanded((*groups, depth, channels))
+
+    def draft(form: Form, target: Value) -> list[Step]:
+        blocks = panel_blocks(channels, builder.isa)
+        panels = panels_of(groups, depth, blocks, builder.isa)
+        sums = target
+        if target.element != "f32":  # a kernel packs integers in an order of lanes that panels do not have
+            sums = Value.of(Storage("f32", target.shape, target.storage.order))
+        own = form if sums is target else Form.of(Total())
+        steps: list[Step] = [
+            PanelStep(node, Form.of(right), panels, source=right, blocks=blocks),
+            ProductStep(node, own, sums, left=left, right=panels, blocks=blocks, depth=depth),
+        ]
+        if sums is not target:
+            steps.append(ElementwiseStep(node, form.with_total(read_form(sums)), target))
+        return steps
+
+    return draft
+
+
+def attention(builder: Builder, node: fx.Node) -> bool:
+    """softmax(query @ key^T * scale + mask) @ value."""
+    shape = builder.infos[node].shape
+    infos = [builder.infos[n] for n in node.args[:3]]  # type: ignore[index]
+    causal = bool(builder.param(node, "is_causal", False))
+    given = len(infos[0].shape)
+    if given < 3 or any(i.dtype != torch.float32 or len(i.shape) != given for i in infos):
+        return False
+    if builder.param(node, "dropout_p", 0.0) or builder.param(node, "enable_gqa", False):
+        return False
+    query, key, value = (builder.float_value(n) for n in node.args[:3])  # type: ignore[arg-type]
+    scores = (*shape[:-1], key.shape[-2])
+    if scores[-1] > LARGEST:
+        return False
+    mask = node.kwargs.get("attn_mask")
+    scale = builder.param(node, "scale")
+    form = Form.of(Total(), 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale))
+    if isinstance(mask, fx.Node):
+        form = form.plus(_mask(builder, node, mask))
+    if causal:
+        form = form.plus(read_form(Value.of(Storage.constant(_causal(*scores[-2:])))))
+    keys = key.permuted((*range(given - 2), given - 1, given - 2))
+    order = tuple(range(given))
+    product = Lazy(form, scores, node, order, draft=_product(builder, node, query, keys, scores))
+    weights = Value.of(Storage("f32", scores, order))
+    source = read_form(builder.compute(product, "f32"))
+    builder.add(
+        RowStep(node, Form.of(Total(), bound=1.0), weights, operation="softmax", source=source, size=scores[-1])
+    )
+    # The heads of a token lie side by side, as the projection after an attention reads them.
+    joined = (*range(given - 3), given - 2, given - 3, given - 1)
+    builder.set(node, Form.of(Total()), order=joined, draft=_product(builder, node, weights, value, shape))
+    return True
+
+
+def _mask(builder: Builder, node: fx.Node, mask: fx.Node) -> Form:
+    """What a mask adds to the scores."""
+    if mask in builder.lazy:
+        return builder.read(mask).clamped
+    info = builder.infos[mask]
+    if mask.op == "get_attr":
+        added = torch.zeros(info.shape).masked_fill_(~builder.constant(mask), -math.inf)
+        return read_form(Value.of(Storage.constant(added)))
+
+    def run(value_of: Any) -> Tensor:
+        known = value_of(mask)
+        return torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known.float()
+
+    target = Value.of(Storage("f32", info.shape, tuple(range(len(info.shape)))))
+    builder.add(TorchStep(node, {}, target, run))
+    return read_form(target)
+
+
+def _causal(rows: int, columns: int) -> Tensor:
+    return torch.full((rows, columns), -math.inf).triu(1)
+
+
+RULES: dict[str, Rule] = {"matmul": matmul, "scaled_dot_product_attention": attention}

@@ -1,0 +1,72 @@
+"""Layers that quantize their input at run time, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxquant
+from fxquant.backends.base.dynamic_layer import ReferenceLayer
+from fxquant.backends.llvm.backend import LLVMBackend
+from fxquant.backends.llvm.codegen.isas import available
+from fxquant.compiler.numerics.metrics import sqnr
+from fxquant.passes.dynamic.layer_maker import LayerMaker
+from fxquant.passes.dynamic.plan import LayerRequest
+
+from ...models.sequences import BertEncoder, ViT
+
+
+def made(layer: nn.Module, isa, dtype: torch.dtype = torch.int8):  # type: ignore[no-untyped-def]
+    both = LayerMaker(LLVMBackend(isa=isa)).make(layer, LayerRequest(dtype, fxquant.QuantConfig()), False)
+    assert not isinstance(both, str)
+    return both
+
+
+@pytest.mark.parametrize("shape", [(1, 70), (5, 70), (2, 3, 70), (70,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16], ids=str)
+def test_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """As the reference in plain torch, up to the order of fp32 sums, and the same bits on all instruction sets."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(70, 33).eval(), torch.randn(shape)
+    layers = [made(layer, isa, dtype) for isa in available()]
+    outputs = [each.compiled(x) for each in layers]
+    assert isinstance(layers[0].reference, ReferenceLayer)
+    with torch.no_grad():
+        assert torch.allclose(outputs[0], layers[0].reference(x), atol=2e-5)
+    assert all(torch.equal(outputs[0], o) for o in outputs[1:])
+
+
+def test_rows_do_not_depend_on_their_batch_mates() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 40).eval(), torch.randn(6, 64)
+    q = fxquant.compile(layer, scheme="dynamic")
+    beside = torch.cat((x, 1000 * torch.randn(3, 64)))
+    assert torch.equal(q(beside)[:6], q(x))
+    assert all(torch.equal(q(x[i : i + 1])[0], q(x)[i]) for i in range(6))
+
+
+def test_rows_of_zeros_and_of_one_value() -> None:
+    layer = nn.Linear(16, 8).eval()
+    q = fxquant.compile(layer, scheme="dynamic")
+    rows = torch.stack((torch.zeros(16), torch.full((16,), 3.0), torch.full((16,), -1e-3), torch.full((16,), 1e30)))
+    with torch.no_grad():
+        exact = layer(rows)
+    assert torch.equal(q(rows)[0], exact[0])
+    error = (q(rows) - exact).abs().amax(1) / exact.abs().amax(1)
+    assert float(error.max()) < 0.02  # rounding of the weights
+
+
+@pytest.mark.parametrize("model", [BertEncoder(dim=64, heads=2, hidden=128, depth=2, length=12), ViT(size=32, depth=2)],
+                         ids=lambda m: type(m).__name__)  # fmt: skip
+def test_models_run_in_one_plan(model: nn.Module) -> None:
+    torch.manual_seed(0)
+    x: Tensor = torch.randn(2, 3, 32, 32) if isinstance(model, ViT) else torch.randint(100, (2, 12))
+    model.eval()
+    q = fxquant.compile(model, scheme="dynamic")
+    q(x)  # forward() itself
+    (chosen,) = q._compiled.run._chosen.values()  # type: ignore[union-attr]
+    assert type(chosen).__name__ == "PlannedProgram"
+    with torch.no_grad():
+        assert sqnr([model(x)], [q(x)]) > 30
+    assert torch.equal(q(x)[1:], q(x[1:]))
