@@ -36,13 +36,14 @@ def round_trip(x: Tensor, known: QParams) -> Tensor:
 def round_trip_rows(x: Tensor) -> Tensor:
     """``x`` quantized to 8 bits and dequantized, with a scale and a zero point for each row.
 
-    A row is what the last axis holds. Its range includes zero, so that zero is exact.
+    A row is what the last axis holds. Its range includes zero, so that zero is exact. A row that is not finite is NaN.
     """
     low, high = (bound.clamp(*limit) for bound, limit in ((x.amin(-1, True), (None, 0)), (x.amax(-1, True), (0, None))))
     scale = (high - low) * torch.tensor(1 / 255, dtype=torch.float32)
     scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
     zero_point = (-low * scale.reciprocal()).round_().clamp_(max=255)
-    return (x * scale.reciprocal() + zero_point).round_().clamp_(0, 255).sub_(zero_point).mul_(scale)
+    poison = (x - x).sum(-1, True)
+    return (x * scale.reciprocal() + zero_point).round_().clamp_(0, 255).sub_(zero_point).mul_(scale + poison)
 
 
 def quantize_channels(w: Tensor, scale: Tensor, zero_point: Tensor, axis: int, qmin: int, qmax: int) -> Tensor:

@@ -94,16 +94,21 @@ class _Emitter:
         return c.finish()
 
     def _range(self, inputs: list[Value], target: Value) -> None:
-        """Affine parameters of 8 bits for the range of a row, which includes zero."""
+        """Affine parameters of 8 bits for the range of a row, which includes zero. The scale of no range is NaN."""
         m, c = self.m, self.c
         high = self._reduced("max", 0.0, partial(self._read, inputs), 0.0)
         low = self._reduced("min", 0.0, lambda chunk, part, _: self._held(chunk, part), 0.0)
+
+        def unlike_itself(chunk: Value, part: int, valid: int) -> Value:
+            return m.sub(self._held(chunk, part), self._held(chunk, part))
+
+        poison = self._reduced("add", 0.0, unlike_itself, 0.0)
         scale = m.mul(m.sub(high, low), m.const(1.0 / 255))
         usable = c.b.fcmp_ordered(">", scale, m.const(SMALLEST_SCALE))
         scale = c.b.select(usable, scale, m.const(1.0))
         factor = m.div(m.const(1.0), scale)
         zero = m.min(m.rint(m.mul(m.sub(m.const(0.0), low), factor)), m.const(255.0))
-        for place, value in enumerate((factor, zero, scale)):
+        for place, value in enumerate((factor, zero, m.add(scale, poison))):
             c.store(c.b.extract_element(value, ir.Constant(I32, 0)), c.at(target, 4 * place))
 
     def _norm(self, inputs: list[Value]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from ...base.dynamic_layer import DynamicLayer, ReferenceLayer
@@ -22,8 +23,8 @@ class PlannedLayer(DynamicLayer):
     """
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
-        half = spec.weights["weight"].dtype if isinstance(spec.weights["weight"], Tensor) else None
-        super().__init__(spec, f"{isa.name} {'fp32 products, fp16 weights' if half else 'contraction, a scale per row'}")
+        kind = "fp32 products of fp16 weights" if spec.dtype == torch.float16 else "contraction, a scale per row"
+        super().__init__(spec, f"{isa.name} {kind}{', relu' * spec.relu}")
         reference = ReferenceLayer(spec)
         self.spec = reference.spec
         graph = fx.Graph()

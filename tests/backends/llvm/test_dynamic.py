@@ -57,6 +57,16 @@ def test_rows_of_zeros_and_of_one_value() -> None:
     assert float(error.max()) < 0.02  # rounding of the weights
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_is_nan_and_no_other(value: float) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(40, 8).eval(), torch.randn(3, 40)
+    q = fxquant.compile(layer, scheme="dynamic")
+    good = q(x)
+    x[1, 17] = value
+    assert q(x)[1].isnan().all() and torch.equal(q(x)[::2], good[::2])
+
+
 @pytest.mark.parametrize("model", [BertEncoder(dim=64, heads=2, hidden=128, depth=2, length=12), ViT(size=32, depth=2)],
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_models_run_in_one_plan(model: nn.Module) -> None:
