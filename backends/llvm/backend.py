@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ...compiler.core.progress import log, stage
-from ..base.backend import Latencies, Lowered, Target
+from ..base.backend import Latencies, Lowered, Target, binding_named
 from ..base.binding import Binding
 from ..base.dynamic_layer import DynamicLayer
 from ..base.program import FrozenProgram, copy_program
@@ -20,9 +20,9 @@ from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
-from .lowering.planned_layer import planned_layer
+from .lowering.lower import DYNAMIC
+from .lowering.planned_layer import planned_layer, refuse_projections
 from .lowering.programs import PlannedProgram
-from .lowering.rules.dynamic import RULES as DYNAMIC
 from .tuning.latency_cache import LatencyCache
 
 
@@ -45,8 +45,13 @@ class LLVMBackend:
     def __init__(self, target: Target | None = None, isa: Isa | None = None) -> None:
         self.isa = isa or available()[0]
         self.target = target or Target(vnni=True)
-        layers = {name: replace(BINDINGS[name], dynamic=partial(planned_layer, isa=self.isa)) for name in DYNAMIC}
-        self.bindings: Mapping[str, Binding] = {**BINDINGS, **layers}
+        make = partial(planned_layer, isa=self.isa)
+        self.bindings: Mapping[str, Binding] = BINDINGS
+        layers = {
+            name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=refuse_projections)
+            for name in DYNAMIC
+        }
+        self.bindings = {**BINDINGS, **layers}
 
     @property
     def machine(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-F32 = ir.FloatType()
+F16, F32 = ir.HalfType(), ir.FloatType()
 PTR = ir.PointerType()
 
 Value = Any  # an ir.Value

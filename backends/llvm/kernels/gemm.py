@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from ..codegen.code import I32, Code, Value, i64, vector
+from ..codegen.code import F16, F32, I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
@@ -34,6 +34,7 @@ class Gemm:
         taps: nested loops over the window: (count, bytes from one to the next in the input).
         run: contiguous input bytes at each tap.
         element: what the input is.
+        half: weights are fp16, for an input of fp32.
         channels: output channels of a group.
         epilogue: what is stored.
         vectors: registers of channels in a block.
@@ -48,6 +49,7 @@ class Gemm:
     taps: tuple[tuple[int, int], ...]
     run: int
     element: Kind
+    half: bool
     channels: int
     epilogue: Epilogue
     vectors: int
@@ -58,6 +60,11 @@ class Gemm:
     def steps(self) -> int:
         """Loads of 32 bits of input at each tap."""
         return -(-self.run // 4)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a lane."""
+        return 2 if self.half else 4
 
     @property
     def depth(self) -> int:
@@ -116,7 +123,7 @@ class _Emitter:
         source, *rest = tensors
         first = c.times(index, g.vectors * self.isa.lanes)
         lane = c.b.add(first, c.times(group, g.padded_channels))
-        weights = c.at(self.weights, c.times(lane, 4 * g.depth))
+        weights = c.at(self.weights, c.times(lane, g.weight_bytes * g.depth))
         params = c.at(self.params, c.times(lane, 4 * g.epilogue.params))
         at = moved(c, rest, first, [e.step for e in g.epilogue.elements])
         pixels = [(r, s) for r in range(g.height.tile) for s in range(g.width.tile)]
@@ -126,20 +133,27 @@ class _Emitter:
             moves = [r * down + s * right for down, right in zip(g.height.moves[1:], g.width.moves[1:], strict=True)]
             store.block(row, [c.at(p, move) for p, move in zip(at, moves, strict=True)], block)
 
+    def _weights(self, at: Value) -> Value:
+        """A register of weights."""
+        if not self.g.half:
+            return self.c.load(at, vector(I32, self.isa.lanes))
+        return self.c.b.fpext(self.c.load(at, vector(F16, self.isa.lanes)), vector(F32, self.isa.lanes))
+
     def _sums(self, source: Value, weights: Value, pixels: list[tuple[int, int]], vectors: int) -> list[list[Value]]:
         g, c = self.g, self.c
-        kind, start = vector(I32, self.isa.lanes), zeros(self.isa, g.element)
+        lanes, start = self.isa.lanes, zeros(self.isa, g.element)
         sums = [[c.variable(start.type, start) for _ in range(vectors)] for _ in pixels]
         shifts = [r * g.height.moves[0] + s * g.width.moves[0] for r, s in pixels]
-        stride = vectors * self.isa.lanes * 4
+        register = self.isa.lanes * g.weight_bytes
+        stride = vectors * register
         dot = self.isa.dot_of(g.element)
 
         def steps(places: Sequence[tuple[Value, Value]]) -> None:
             totals = [[c.b.load(slot) for slot in row] for row in sums]
             for a, w in places:
-                b = [c.load(c.at(w, v * self.isa.lanes * 4), kind) for v in range(vectors)]
+                b = [self._weights(c.at(w, v * register)) for v in range(vectors)]
                 for shift, row in zip(shifts, totals, strict=True):
-                    broadcast = c.repeat(c.load(c.at(a, shift), I32), self.isa.lanes)
+                    broadcast = c.repeat(c.load(c.at(a, shift), I32), lanes)
                     row[:] = [dot(c, total, broadcast, b[v]) for v, total in enumerate(row)]
             for row, totals_of_row in zip(sums, totals, strict=True):
                 for slot, total in zip(row, totals_of_row, strict=True):

@@ -15,7 +15,7 @@ from ....compiler.execution.shapes import ValueInfo
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from .lazy import Lazy, bounded, element_of, read_form, shift_of
-from .steps import ElementwiseStep, FillStep, Step, TorchStep
+from .steps import ElementwiseStep, FillStep, Loop, Step, TorchStep
 from .storage import Storage
 from .terms import Form
 from .values import Value
@@ -32,8 +32,9 @@ class Builder:
         steps: what is computed, in order.
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
-        pieces: what chunk and split return: tensor, scale and zero point of each piece.
+        pieces: what an op returns that has several results: tensor, scale and zero point of each, or a list of such.
         made_by: the step that computes an op.
+        loop: what the next steps belong to.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class Builder:
         self.quantized: dict[fx.Node, tuple[Value, int]] = {}
         self._floats: dict[fx.Node, Value] = {}
         self.made_by: dict[fx.Node, Step | TorchStep] = {}
-        self.pieces: dict[fx.Node, list[tuple[Value, float, int]]] = {}
+        self.pieces: dict[fx.Node, list[Any]] = {}
+        self.loop: Loop | None = None
 
     def set(self, node: fx.Node, form: Form, like: Lazy | None = None, **more: Any) -> None:
         """Let ``node`` be ``form``; its layout is that of ``like``."""
@@ -62,6 +64,8 @@ class Builder:
 
     def add(self, step: Step | TorchStep, *ops: fx.Node) -> None:
         """Append a step, which computes ``ops``."""
+        if isinstance(step, Step):
+            step.loop = self.loop
         self.steps.append(step)
         self.made_by.update(dict.fromkeys(ops, step))
 

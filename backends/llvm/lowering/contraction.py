@@ -39,7 +39,7 @@ class ContractionStep(Step):
     Attributes:
         source: the input [N, C, spatial...], channels innermost, with a halo as wide as the padding. Of a linear layer,
             [..., C] with the channels moved to axis 1.
-        weight: integers, or fp32 for a source of fp32: [O, C / groups, window...].
+        weight: integers, or fp32 or fp16 for a source of fp32: [O, C / groups, window...].
         windows: by spatial axis.
         groups: of channels.
     """
@@ -110,7 +110,21 @@ class ContractionStep(Step):
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
         gemm = choose_tile(
-            Gemm(tuple(outer), (0,) * (groups > 1), height, width, loops, run, element, outputs, epilogue, 1, False, isa)
+            Gemm(
+                tuple(outer),
+                (0,) * (groups > 1),
+                height,
+                width,
+                loops,
+                run,
+                element,
+                self.weight.dtype == torch.float16,
+                outputs,
+                epilogue,
+                1,
+                False,
+                isa,
+            )  # fmt: skip
         )
         weights = _packed(gemm, self.weight, groups)
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
@@ -162,7 +176,7 @@ def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
     each = 4 // BYTES[gemm.element]
     rows = weight.reshape(groups, outputs // groups, inputs, -1).transpose(2, 3)
     taps = gemm.depth // gemm.steps
-    rows = rows.reshape(groups, outputs // groups, taps, -1).to(WEIGHTS[gemm.element])
+    rows = rows.reshape(groups, outputs // groups, taps, -1).to(torch.float16 if gemm.half else WEIGHTS[gemm.element])
     rows = torch.nn.functional.pad(rows, (0, gemm.steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
     rows = rows.reshape(groups, outputs // groups + 1, gemm.depth, each)
     parts = [

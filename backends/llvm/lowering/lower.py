@@ -23,7 +23,7 @@ from ..codegen.isa import Isa
 from .builder import Builder
 from .lazy import read_form
 from .plan import Plan
-from .rules import copies, dynamic, norms, pointwise, pools, products, shapes, weighted
+from .rules import copies, dynamic, norms, pointwise, pools, products, recurrent, shapes, weighted
 from .rules.rule import Rule
 from .steps import ElementwiseStep, Step, TorchStep
 from .storage import Storage
@@ -38,6 +38,10 @@ RULES: Mapping[str, Rule] = {
     **norms.RULES,
     **products.RULES,
 }
+
+
+# By op, of layers that quantize their input.
+DYNAMIC = {"linear": dynamic.linear, **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent)}
 
 
 class Lowering:
@@ -94,10 +98,10 @@ class Lowering:
     def _dynamic(self, node: fx.Node) -> bool:
         """A layer that quantizes its input."""
         layer = self.builder.modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, DynamicLayer) or len(node.args) != 1 or node.args[0] not in self.builder.lazy:
+        if not isinstance(layer, DynamicLayer):
             return False
         (spec,) = getattr(layer, "spec", (None,))
-        rule = dynamic.RULES.get(spec.op) if spec is not None else None
+        rule = DYNAMIC.get(spec.op) if spec is not None else None
         if rule is None or not rule(self.builder, node, spec):
             return False
         self._note(node)

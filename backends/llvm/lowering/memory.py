@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..runtime.native import ALIGNMENT, aligned_bytes
 from .arena import Need, lower_bound, place
-from .steps import FillStep, Step, TorchStep
+from .loops import spans
+from .steps import AnyStep, FillStep
 from .storage import Storage
-
-AnyStep = Step | FillStep | TorchStep
 
 
 def written(step: AnyStep) -> Storage | None:
@@ -48,9 +47,25 @@ class Memory:
                 if storage.place == "arena":
                     first.setdefault(storage, index)
                     last[storage] = index
+        for begin, end in spans(steps):
+            for storage in first:
+                # What a round reads of before, and what is read after the last one, lives in all rounds.
+                if first[storage] < begin <= last[storage] < end:
+                    last[storage] = end - 1
+                elif begin <= first[storage] < end <= last[storage]:
+                    first[storage] = begin
         needs = {s: Need(s.bytes, first[s], last[s]) for s in first}
         offsets, size = place(list(needs.values()))
         return Memory(dict(zip(needs, offsets, strict=True)), size, lower_bound(list(needs.values())))
+
+    def overlap(self, a: Storage, b: Storage) -> bool:
+        """Whether two storages share memory."""
+        if a is b:
+            return True
+        if a.place != "arena" or b.place != "arena":
+            return False
+        start, other = self.offsets[a], self.offsets[b]
+        return start < other + b.bytes and other < start + a.bytes
 
 
 def with_fills(steps: Sequence[AnyStep]) -> list[AnyStep]:

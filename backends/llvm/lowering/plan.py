@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,35 @@ from ..codegen.isa import Isa
 from ..runtime.jit import Library
 from ..runtime.kernels import Kernel, kernel_name, object_code
 from ..runtime.native import Address, Arena, NativeProgram, NativeStep
-from .memory import AnyStep, Constants, Memory, with_fills, written
-from .steps import Argument, FillStep, Made, Step, TorchStep
+from .loops import by_round
+from .memory import Constants, Memory, with_fills
+from .steps import AnyStep, Argument, FillStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
+from .waits import find_waits
 
 DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
 
 
 @dataclass(eq=False)
 class Segment:
-    """Native steps from ``first`` to ``last``, or one step of torch."""
+    """Native rows from ``first`` to ``last``, or one step of torch."""
 
     first: int = 0
     last: int = 0
     torch_step: TorchStep | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A native step as it runs.
+
+    Attributes:
+        round: of the loop that it belongs to.
+    """
+
+    step: Step | FillStep
+    round: int
 
 
 Native = Callable[[Arena, Segment], None]
@@ -51,6 +65,8 @@ class Plan:
         returned: the number of the output that holds a node; others are results of torch.
 
     Attributes:
+        native: the native steps, once each.
+        rows: the native steps as they run.
         made: the kernel of each native step.
     """
 
@@ -63,25 +79,36 @@ class Plan:
         self.memory = Memory.of(self.steps)
         self.constants = Constants()
         self.native: list[Step | FillStep] = []
-        self.made: list[Made] = []
         self.segments: list[Segment] = []
-        for step in self.steps:
+        self.rows: list[Row] = []
+        for step, rounds in by_round(self.steps):
             if isinstance(step, TorchStep):
                 self.segments.append(Segment(torch_step=step))
                 continue
             if not self.segments or self.segments[-1].torch_step is not None:
-                self.segments.append(Segment(len(self.native), len(self.native)))
-            self.native.append(step)
-            self.made.append(step.made if isinstance(step, FillStep) else step.make(isa))
-            self.segments[-1].last = len(self.native)
-        kernels: list[Kernel] = list(dict.fromkeys(m.kernel for m in self.made))
+                self.segments.append(Segment(len(self.rows), len(self.rows)))
+            if not rounds:
+                self.native.append(step)
+            self.rows.append(Row(step, rounds))
+            self.segments[-1].last = len(self.rows)
+        self.made = {s: s.made if isinstance(s, FillStep) else s.make(isa) for s in self.native}
+        self.program = self._program(isa)
+
+    def _program(self, isa: Isa) -> NativeProgram:
+        kernels: list[Kernel] = list(dict.fromkeys(m.kernel for m in self.made.values()))
         library = Library(object_code(kernels, isa.cpu))
-        waits = self._waits()
-        native = [
-            NativeStep(kernel_name(m.kernel), tuple(map(self._address, m.arguments)), m.kernel.items, wait)
-            for m, wait in zip(self.made, waits, strict=True)
-        ]
-        self.program = NativeProgram(native, library, self.memory.arena_bytes, self.constants.joined())
+        names = {kernel: kernel_name(kernel) for kernel in kernels}
+        addresses = {step: tuple(map(self._address, made.arguments)) for step, made in self.made.items()}
+        starts = {s.first for s in self.segments if s.torch_step is None}
+        waits = find_waits([row.step for row in self.rows], starts, self.memory)
+        native = []
+        for row, wait in zip(self.rows, waits, strict=True):
+            kernel = self.made[row.step].kernel
+            arguments = addresses[row.step]
+            if row.round:
+                arguments = tuple(replace(a, offset=a.offset + row.round * a.drift) for a in arguments)
+            native.append(NativeStep(names[kernel], arguments, kernel.items, wait))
+        return NativeProgram(native, library, self.memory.arena_bytes, self.constants.joined())
 
     def _address(self, argument: Argument) -> Address:
         if isinstance(argument, Tensor):
@@ -93,40 +120,9 @@ class Plan:
             assert root.content is not None
             return Address("constant", self.constants.add(root.content) + argument.offset)
         if root.place == "arena":
-            return Address("arena", self.memory.offsets[root] + argument.offset)
+            return Address("arena", self.memory.offsets[root] + argument.offset, drift=argument.drift)
         index = root.index + (len(self.inputs) if root.place == "output" else 0)
-        return Address("given", argument.offset, index)
-
-    def _waits(self) -> list[bool]:
-        """Whether each native step needs what the steps since the last wait wrote, or overwrites what they read.
-
-        Steps that write one storage write different parts of it: parts of a join, phases, the halo.
-        """
-        waits = []
-        starts = {s.first for s in self.segments if s.torch_step is None}
-        reads: set[Storage] = set()
-        writes: set[Storage] = set()
-        for index, step in enumerate(self.native):
-            own = {v.storage.root for v in step.reads} if isinstance(step, Step) else set()
-            target = written(step)
-            assert target is not None
-            conflict = bool(own & writes) or any(self._overlap(target, s) for s in reads | (writes - {target}))
-            conflict = conflict or any(self._overlap(a, b) for a in own for b in writes)
-            wait = conflict and index not in starts
-            if wait or index in starts:
-                reads, writes = set(), set()
-            reads |= own
-            writes.add(target)
-            waits.append(wait)
-        return waits
-
-    def _overlap(self, a: Storage, b: Storage) -> bool:
-        if a is b:
-            return True
-        if a.place != "arena" or b.place != "arena":
-            return False
-        start, other = self.memory.offsets[a], self.memory.offsets[b]
-        return start < other + b.bytes and other < start + a.bytes
+        return Address("given", argument.offset, index, argument.drift)
 
     def view(self, arena: Arena, value: Value, given: Mapping[fx.Node, Any]) -> Tensor:
         """A tensor of the plan, as it lies in the arena, an input or the constants: integers, or fp32."""
@@ -171,16 +167,16 @@ class Plan:
 
     def _single_steps(self) -> Iterator[Segment]:
         place = 0
-        for step in self.steps:
+        for step, rounds in by_round(self.steps):
             if isinstance(step, TorchStep):
                 yield Segment(torch_step=step)
-            else:
-                yield Segment(place, place + 1)
-                place += 1
+                continue
+            yield Segment(place, place + 1)
+            place += 1
 
     def step_seconds(self, given: Mapping[fx.Node, Any], rounds: int) -> list[float]:
-        """Seconds of each native step within whole runs, the median of ``rounds``."""
-        found = np.zeros((rounds, len(self.native)))
+        """Seconds of each native step within whole runs, all rounds of a loop together: the median of ``rounds``."""
+        found = np.zeros((rounds, len(self.rows)))
         for row in found:
 
             def timed(arena: Arena, segment: Segment, row: Any = row) -> None:
@@ -192,7 +188,10 @@ class Plan:
                 row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
 
             self.run(given, native=timed)
-        return [float(t) for t in np.median(found, axis=0)]
+        seconds = dict.fromkeys(self.native, 0.0)
+        for each, place in zip(self.rows, np.median(found, axis=0), strict=True):
+            seconds[each.step] += float(place)
+        return list(seconds.values())
 
     def _run_torch(self, step: TorchStep, arena: Arena, env: dict[fx.Node, Any]) -> None:
         def value_of(node: fx.Node) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,10 +34,18 @@ class Made:
 
 
 @dataclass(eq=False)
+class Loop:
+    """Steps that run ``rounds`` times, one after the other in each round."""
+
+    rounds: int
+
+
+@dataclass(eq=False)
 class Step:
     """One kernel of a plan.
 
     Attributes:
+        loop: the loop that it belongs to. Its values move on by their ``drift`` in each round.
         node: the op of the program that it computes.
         form: what it stores, of its sums and other tensors; integers are in steps of the target, rounded.
         target: where.
@@ -46,6 +54,7 @@ class Step:
     node: fx.Node
     form: Form
     target: Value
+    loop: Loop | None = field(default=None, kw_only=True)
 
     @property
     def sources(self) -> list[Value]:
@@ -155,3 +164,6 @@ class TorchStep:
     @property
     def reads(self) -> list[Value]:
         return list(self.reads_by_node.values())
+
+
+AnyStep = Step | FillStep | TorchStep

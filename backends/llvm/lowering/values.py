@@ -27,11 +27,13 @@ class Value:
         storage: the memory.
         dims: its axes.
         starts: where it begins on each axis of the storage.
+        drift: bytes that it moves on in each round of a loop.
     """
 
     storage: Storage
     dims: tuple[Dim, ...]
     starts: tuple[int, ...]
+    drift: int = 0
 
     @staticmethod
     def of(storage: Storage) -> Value:
@@ -86,6 +88,10 @@ class Value:
         last = self.dims[order[-1]]
         contiguous = last.axis == self.storage.order[-1] and last.step == 1
         return keys == sorted(keys) and (contiguous or last.size == 1)
+
+    def at_round(self, axis: int, step: int = 1) -> Value:
+        """One index of ``axis``, which moves on by ``step`` in each round of a loop, without the axis."""
+        return replace(self.without(axis), drift=step * self.strides[axis])
 
     def permuted(self, axes: Sequence[int]) -> Value:
         """As ``torch.permute``."""

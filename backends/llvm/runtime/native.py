@@ -33,11 +33,13 @@ class Address:
     Attributes:
         index: the number of the given tensor.
         offset: bytes.
+        drift: bytes that it moves on in each round of a loop.
     """
 
     space: Space
     offset: int
     index: int = 0
+    drift: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,49 +22,86 @@ from ..terms import Apply, Form, Total
 from ..values import Value
 
 
-def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
-    """A linear layer over the last axis."""
-    argument: Any = node.args[0]
-    info = builder.infos[argument]
-    if len(info.shape) < 2 or info.shape[-1] > LARGEST or info.dtype != torch.float32:
-        return False
-    value = builder.row_major(builder.float_value(argument), node)
-    weight, bias = spec.weights["weight"], spec.vector("bias")
-    constant: Tensor | float = 0.0 if bias is None else bias.double()
-    if isinstance(weight, IntegerWeight):
-        shifted = weight.integers.short() - weight.zero_point.reshape(-1, 1).short()
-        source, form = _quantized(builder, node, value, shifted, weight.scale.double().expand(shifted.shape[0]), constant)
-    else:
-        shifted, source, form = weight.float(), value, Form.of(Total(), 1.0, constant)
-    axes = len(info.shape)
-    channels_first = (0, axes - 1, *range(1, axes - 1))
-    taps = shifted.reshape(*shifted.shape, *[1] * (axes - 2))
+@dataclass(frozen=True)
+class Matrix:
+    """The weight of a layer: integers without their zero point and a scale for each output, or fp16 and ones."""
 
-    def draft(form: Form, target: Value) -> list[Step]:
+    weight: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def of(spec: DynamicSpec, name: str) -> Matrix:
+        """A weight [outputs, inputs] of a layer."""
+        known = spec.weights[name]
+        if not isinstance(known, IntegerWeight):
+            return Matrix(known, torch.ones(known.shape[0], dtype=torch.double))
+        shifted = known.integers.short() - known.zero_point.reshape(-1, 1).short()
+        return Matrix(shifted, known.scale.double().expand(shifted.shape[0]))
+
+    @property
+    def wide(self) -> bool:
+        """Whether a zero point makes integers of 9 bits."""
+        return bool(self.weight.min() < -128) or bool(self.weight.max() > 127)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor [..., channels] as the kernels read it: fp32, or integers with a zero point and a scale for each row."""
+
+    value: Value
+    zero: Form | None = None
+    scale: Form | None = None
+
+    def product(self, matrix: Matrix, bias: Tensor | float = 0.0) -> Form:
+        """The product with a weight, over the sum of the kernel."""
+        if self.zero is None or self.scale is None:
+            return Form.of(Total(), 1.0, bias)
+        sums = matrix.weight.double().sum(1)
+        shifted = Form.of(Total(), matrix.scales).plus(self.zero.scaled(-matrix.scales * sums))
+        return Form.of(Apply("mul", (shifted, self.scale)), 1.0, bias)
+
+    def steps(self, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
+        """The step that computes ``form`` over the sums."""
+        axes = len(self.value.shape)
+        channels_first = (0, axes - 1, *range(1, axes - 1))
         own = form.with_values(lambda v: v.expanded(target.shape).permuted(channels_first))
-        return [ContractionStep(node, own, target.permuted(channels_first), source=source.permuted(channels_first),
+        taps = matrix.weight.reshape(*matrix.weight.shape, *[1] * (axes - 2))
+        return [ContractionStep(node, own, target.permuted(channels_first), source=self.value.permuted(channels_first),
                                 weight=taps, windows=(Window(1),) * (axes - 2))]  # fmt: skip
 
-    builder.set(node, bounded(form, 0.0, float("inf")) if spec.relu else form, order=tuple(range(axes)), draft=draft)
-    return True
 
-
-def _quantized(
-    builder: Builder, node: fx.Node, value: Value, weight: Tensor, scales: Tensor, bias: Tensor | float
-) -> tuple[Value, Form]:
-    """The integers of ``value``, rounded by rows, and the output over the sum of their products with ``weight``."""
-    rows = tuple(range(len(value.shape)))
-    ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), rows))
-    builder.add(
-        RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(value), size=value.shape[-1])
-    )
-    factor, zero, scale = (read_form(ranges.narrowed(rows[-1], i, 1)) for i in range(3))
-    wide = int(weight.min()) < -128 or int(weight.max()) > 127
-    integers = Value.of(Storage("s16" if wide else "u8", value.shape, rows))
-    steps = Form.of(Apply("mul", (read_form(value), factor))).plus(zero)
+def rows_of(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> Rows:
+    """``value`` as the layers of these weights read it."""
+    if matrices[0].weight.is_floating_point():
+        return Rows(value)
+    axes = tuple(range(len(value.shape)))
+    ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), axes, dense=True))
+    source, size = read_form(value), value.shape[-1]
+    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=source, size=size))
+    factor, zero, scale = (read_form(ranges.narrowed(axes[-1], i, 1)) for i in range(3))
+    element: Any = "s16" if any(m.wide for m in matrices) else "u8"
+    integers = Value.of(Storage(element, value.shape, axes, dense=True))
+    steps = Form.of(Apply("mul", (source, factor))).plus(zero)
     builder.add(ElementwiseStep(node, bounded(steps, 0.0, 255.0), integers))
-    shift = Form.of(Total(), scales).plus(zero.scaled(-scales * weight.double().sum(1)))
-    return integers, Form.of(Apply("mul", (shift, scale)), 1.0, bias)
+    return Rows(integers, zero, scale)
 
 
-RULES = {"linear": linear}
+def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
+    """A linear layer over the last axis."""
+    if len(node.args) != 1 or node.kwargs or node.args[0] not in builder.lazy:
+        return False
+    argument: Any = node.args[0]
+    shape = builder.infos[argument].shape
+    if len(shape) < 2 or shape[-1] > LARGEST:
+        return False
+    value = builder.row_major(builder.float_value(argument), node)
+    matrix, bias = Matrix.of(spec, "weight"), spec.vector("bias")
+    rows = rows_of(builder, node, value, [matrix])
+    form = rows.product(matrix, 0.0 if bias is None else bias.double())
+
+    def draft(form: Form, target: Value) -> list[Step]:
+        return rows.steps(node, matrix, form, target)
+
+    form = bounded(form, 0.0, math.inf) if spec.relu else form
+    builder.set(node, form, order=tuple(range(len(shape))), draft=draft)
+    return True

@@ -91,7 +91,11 @@ def getitem(builder: Builder, node: fx.Node) -> bool:
     source, index = node.args[0], node.args[1] if len(node.args) > 1 else None
     assert isinstance(source, fx.Node)
     if source in builder.pieces and isinstance(index, int):
-        builder.set_value(node, *builder.pieces[source][index])
+        piece = builder.pieces[source][index]
+        if isinstance(piece, list):
+            builder.pieces[node] = piece
+        else:
+            builder.set_value(node, *piece)
         return True
     if source not in builder.lazy or node.target is not operator.getitem:
         return False

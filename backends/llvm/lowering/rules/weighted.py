@@ -30,7 +30,9 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
     paddings = builder.param(node, "padding", 0)
     sizes = tuple(weight.shape[2:])
     if paddings == "same":
-        halo = [(total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))]
+        halo = [
+            (total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))
+        ]
     else:
         halo = [(p, p) for p in each(0 if paddings == "valid" else paddings, axes)]
     before = [low for low, _ in halo]
