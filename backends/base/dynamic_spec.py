@@ -91,7 +91,7 @@ def example_inputs(layer: nn.Module) -> tuple[Any, ...]:
         return (normal(64, m.in_features),)
     deep = hasattr(m, "num_layers")
     shape = (m.num_layers * (1 + m.bidirectional), 16, m.hidden_size) if deep else (64, m.hidden_size)
-    state = normal(*shape).tanh()
+    state = normal(*shape[:-1], getattr(m, "proj_size", 0) or m.hidden_size).tanh()
     is_lstm = isinstance(layer, nn.LSTM | nn.LSTMCell)
     x = normal(16, 16, m.input_size) if deep else normal(64, m.input_size)
     return x, (state, normal(*shape)) if is_lstm else state

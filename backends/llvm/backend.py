@@ -21,7 +21,7 @@ from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
 from .lowering.lower import DYNAMIC
-from .lowering.planned_layer import planned_layer, refuse_projections
+from .lowering.planned_layer import planned_layer
 from .lowering.programs import PlannedProgram
 from .tuning.latency_cache import LatencyCache
 
@@ -48,7 +48,7 @@ class LLVMBackend:
         make = partial(planned_layer, isa=self.isa)
         self.bindings: Mapping[str, Binding] = BINDINGS
         layers = {
-            name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=refuse_projections)
+            name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=None)
             for name in DYNAMIC
         }
         self.bindings = {**BINDINGS, **layers}

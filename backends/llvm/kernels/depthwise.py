@@ -1,8 +1,8 @@
 """Depthwise convolutions: channels in lanes, a bundle of columns of a row interleaved for one instruction.
 
-A bundle is the four columns of u8, two of s16, or one of fp32 that an instruction multiplies in a lane. Its elements are
-interleaved once, and serve every output whose window has any of the columns: the weights are shifted, and zero where a
-column is outside of the window.
+A bundle is the four columns of u8, two of s16, or one of fp32 that an instruction multiplies in a lane. Its elements
+are interleaved once, and serve every output whose window has any of the columns: the weights are shifted, and zero
+where a column is outside of the window.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from ..kernels.axes import Axis, merged
-from ..kernels.depthwise import Depthwise
 from ..kernels.blocks import Block
+from ..kernels.depthwise import Depthwise
 from ..kernels.epilogue import Epilogue
 from ..kernels.gemm import Gemm
 from ..kernels.operands import BYTES
@@ -109,23 +109,11 @@ class ContractionStep(Step):
             outer = [Axis(groups, steps), *outer]
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
-        gemm = choose_tile(
-            Gemm(
-                tuple(outer),
-                (0,) * (groups > 1),
-                height,
-                width,
-                loops,
-                run,
-                element,
-                self.weight.dtype == torch.float16,
-                outputs,
-                epilogue,
-                1,
-                False,
-                isa,
-            )  # fmt: skip
+        half = self.weight.dtype == torch.float16
+        draft = Gemm(
+            tuple(outer), (0,) * (groups > 1), height, width, loops, run, element, half, outputs, epilogue, 1, False, isa
         )
+        gemm = choose_tile(draft)
         weights = _packed(gemm, self.weight, groups)
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
         return Made(gemm, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,

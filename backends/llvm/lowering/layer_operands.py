@@ -111,7 +111,7 @@ def _floats(builder: Builder, node: fx.Node) -> Tensor | None:
     if not isinstance(weight, fx.Node):
         return None
     if weight.target is dequantize_channels:
-        return dequantize_channels(*(builder.constant(a) if isinstance(a, fx.Node) else a for a in weight.args))  # type: ignore[arg-type]
+        return dequantize_channels(*(builder.constant(a) if isinstance(a, fx.Node) else a for a in weight.args))
     return builder.constant(weight).detach() if weight.op == "get_attr" else None
 
 

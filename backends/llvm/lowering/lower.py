@@ -41,7 +41,11 @@ RULES: Mapping[str, Rule] = {
 
 
 # By op, of layers that quantize their input.
-DYNAMIC = {"linear": dynamic.linear, **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent)}
+DYNAMIC = {
+    "linear": dynamic.linear,
+    **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
+    **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
+}
 
 
 class Lowering:
@@ -101,8 +105,7 @@ class Lowering:
         if not isinstance(layer, DynamicLayer):
             return False
         (spec,) = getattr(layer, "spec", (None,))
-        rule = DYNAMIC.get(spec.op) if spec is not None else None
-        if rule is None or not rule(self.builder, node, spec):
+        if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](self.builder, node, spec):
             return False
         self._note(node)
         return True

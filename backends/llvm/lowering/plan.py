@@ -167,7 +167,7 @@ class Plan:
 
     def _single_steps(self) -> Iterator[Segment]:
         place = 0
-        for step, rounds in by_round(self.steps):
+        for step, _ in by_round(self.steps):
             if isinstance(step, TorchStep):
                 yield Segment(torch_step=step)
                 continue

@@ -14,6 +14,7 @@ from ...base.dynamic_spec import DynamicSpec
 from ...base.program import FrozenProgram
 from ..codegen.isa import Isa
 from .programs import PlannedProgram
+from .rules.recurrent import PaddedReference
 
 KINDS = {torch.int8: "int8 products, a scale per row", torch.float16: "products with fp16 weights"}
 
@@ -28,74 +29,103 @@ class PlannedLayer(DynamicLayer):
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{', relu' * spec.relu}")
-        self._reference = [ReferenceLayer(spec)]  # in lists: these are not submodules
+        self._isa = isa
+        self._reference = [ReferenceLayer(spec)]  # in a list: not a submodule
         self.spec = self._reference[0].spec
-        self._program = [PlannedProgram(self._graph(states=0), isa)]
+        self._programs: dict[Any, PlannedProgram] = {}
 
-    def _graph(self, states: int) -> FrozenProgram:
-        """The program of a call with so many initial states."""
-        graph = fx.Graph()
-        graph.output(graph.call_module("layer", (graph.placeholder("input"),)))
-        return self._of(graph)
-
-    def _of(self, graph: fx.Graph) -> FrozenProgram:
-        gm = fx.GraphModule(nn.ModuleDict({"layer": self._reference[0]}), graph)
-        return FrozenProgram(gm, ((), {}))
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlannedLayer:
+        return self  # it has no state
 
     def forward(self, input: Any) -> Any:
-        return self._program[0](input)
+        return self._program()(input)
+
+    def _program(self) -> PlannedProgram:
+        if None not in self._programs:
+            graph = fx.Graph()
+            graph.output(graph.call_module("layer", (graph.placeholder("input"),)))
+            self._programs[None] = self._planned(graph, self._reference[0])
+        return self._programs[None]
+
+    def _planned(self, graph: fx.Graph, layer: nn.Module) -> PlannedProgram:
+        gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
+        return PlannedProgram(FrozenProgram(gm, ((), {})), self._isa)
 
     def unpacked(self, name: str) -> Tensor | None:
         return self._reference[0].unpacked(name)
 
 
 class PlannedRecurrent(PlannedLayer):
-    """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``: batched or not, packed sequences, initial states."""
+    """``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` or a cell: batched or not, packed sequences, initial states."""
+
+    input_size: int
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)
-        self.is_lstm = spec.op == "lstm"
-        self._program.append(PlannedProgram(self._graph(states=1 + self.is_lstm), isa))
-
-    def _graph(self, states: int) -> FrozenProgram:
-        is_lstm = self.spec[0].op == "lstm"
-        graph = fx.Graph()
-        x, *given = (graph.placeholder(name) for name in ("input", "first", "second")[: 1 + states])
-        call = graph.call_module("layer", (x, *([tuple(given) if is_lstm else given[0]] if states else [])))
-        output, ends = (graph.call_function(operator.getitem, (call, i)) for i in range(2))
-        if is_lstm:
-            ends = tuple(graph.call_function(operator.getitem, (ends, i)) for i in range(2))  # type: ignore[assignment]
-        graph.output((output, ends))
-        return self._of(graph)
+        self.is_lstm, self.is_cell = spec.op.startswith("lstm"), spec.op.endswith("cell")
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
+        data = input.data if isinstance(input, PackedSequence) else input
+        if data.shape[-1] != self.input_size:
+            raise RuntimeError(f"input.size(-1) must be input_size, {self.input_size}; got {data.shape[-1]}.")
         if isinstance(input, PackedSequence):
-            return self._reference[0](input, hx)
-        self._check(input, hx)
-        if input.dim() == 2:
-            axis = 0 if self.batch_first else 1
-            state = None if hx is None else map_state(hx, lambda t: t.unsqueeze(1))
-            output, last = self.forward(input.unsqueeze(axis), state)
-            return output.squeeze(axis), map_state(last, lambda t: t.squeeze(1))
-        if hx is None:
-            return self._program[0](input)
-        return self._program[1](input, *(hx if self.is_lstm else (hx,)))
+            return self._packed_sequence(input, hx)
+        if input.dim() == (1 if self.is_cell else 2):
+            return self._single(input, hx)
+        return self._call(hx, False, input)
+
+    def _single(self, input: Tensor, hx: Any) -> Any:
+        """Without a batch axis."""
+        if self.is_cell:
+            return map_state(self.forward(input[None], map_state(hx, lambda t: t[None])), lambda t: t[0])
+        axis = 0 if self.batch_first else 1
+        output, last = self.forward(input.unsqueeze(axis), map_state(hx, lambda t: t.unsqueeze(1)))
+        return output.squeeze(axis), map_state(last, lambda t: t.squeeze(1))
+
+    def _packed_sequence(self, packed: PackedSequence, hx: Any) -> Any:
+        data, sizes, order, unsorted = packed
+        if order is not None:
+            hx = map_state(hx, lambda t: t.index_select(1, order))
+        there = torch.arange(int(sizes[0])) < sizes[:, None]  # [time, batch]
+        padded = data.new_zeros(*there.shape, data.shape[-1])
+        padded[there] = data
+        axes = (1, 0) if self.batch_first else (0, 1)
+        output, last = self._call(hx, True, padded.permute(*axes, 2).contiguous(), there.float()[..., None])
+        if unsorted is not None:
+            last = map_state(last, lambda t: t.index_select(1, unsorted))
+        return PackedSequence(output.permute(*axes, 2)[there], sizes, order, unsorted), last
+
+    def _call(self, hx: Any, padded: bool, *inputs: Tensor) -> Any:
+        states = () if hx is None else tuple(hx) if self.is_lstm else (hx,)
+        key = len(states), padded
+        if key not in self._programs:
+            self._programs[key] = self._planned(self._graph(*key), self._padded() if padded else self._reference[0])
+        return self._programs[key](*inputs, *states)
+
+    def _padded(self) -> nn.Module:
+        return PaddedReference(self.spec[0])
+
+    def _graph(self, states: int, padded: bool) -> fx.Graph:
+        """A call with so many initial states, and with a mask if sequences are padded."""
+        graph = fx.Graph()
+        inputs = [graph.placeholder(name) for name in ("input", "mask")[: 1 + padded]]
+        given = [graph.placeholder(f"state{i}") for i in range(states)]
+        call = graph.call_module("layer", (*inputs, *([tuple(given) if self.is_lstm else given[0]] if given else [])))
+        ends = call if self.is_cell else graph.call_function(operator.getitem, (call, 1))
+        result: Any = ends
+        if self.is_lstm:
+            result = tuple(graph.call_function(operator.getitem, (ends, i)) for i in range(2))
+        graph.output(result if self.is_cell else (graph.call_function(operator.getitem, (call, 0)), result))
+        return graph
 
     def flatten_parameters(self) -> None:
         """Nothing: the weights are packed."""
 
-    def _check(self, input: Tensor, hx: Any) -> None:
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(f"input.size(-1) must be input_size, {self.input_size}; got {input.shape[-1]}.")
-
-
-def refuse_projections(layer: nn.Module) -> str | None:
-    """Why a recurrent layer has no int8 form."""
-    return "no kernel for LSTMs with projections (proj_size)" if getattr(layer, "proj_size", 0) else None
-
 
 def map_state(state: Any, change: Any) -> Any:
-    """``change`` of a state, or of both states of an LSTM."""
+    """``change`` of a state, or of both states of an LSTM; None is none."""
+    if state is None:
+        return None
     return tuple(change(t) for t in state) if isinstance(state, tuple | list) else change(state)
 
 

@@ -13,7 +13,6 @@ from .steps import Made, Step, element, scalars
 from .terms import Expression, Form
 from .values import Value
 
-
 LARGEST = 16384  # elements of a row, which a kernel holds on its stack
 
 

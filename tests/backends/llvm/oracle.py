@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,12 +133,13 @@ def _ordered_sum(x: Tensor, step: ContractionStep, strides: list[int], dilations
     machine, weight, outputs = TorchMachine(), step.weight, step.target.shape[2:]
     inputs, each = weight.shape[1], weight.shape[0] // step.groups
     total = torch.zeros(step.target.shape)
-    for tap in itertools.product(*(range(n) for n in weight.shape[2:])):
+    for number, tap in enumerate(itertools.product(*(range(n) for n in weight.shape[2:]))):
         begin = [t * d for t, d in zip(tap, dilations, strict=True)]
         places = [slice(b, b + (n - 1) * s + 1, s) for b, n, s in zip(begin, outputs, strides, strict=True)]
         for channel in range(inputs):
-            read = x[:, channel::inputs][(slice(None), slice(None), *places)].repeat_interleave(each, 1)
-            factor = weight[(slice(None), channel, *tap)].reshape(1, -1, *[1] * len(outputs))
+            everything: Any = (slice(None), slice(None), *places)
+            read = x[:, channel::inputs][everything].repeat_interleave(each, 1)
+            factor = weight.flatten(2)[:, channel, number].reshape(1, -1, *[1] * len(outputs))
             total = machine.fma(read, factor, total)
     return total
 

@@ -28,9 +28,9 @@ def matmul(builder: Builder, node: fx.Node) -> bool:
         return False
     if info.dtype != torch.float32 or node.kwargs.get("out") is not None:
         return False
-    values = [builder.float_value(n) for n in node.args[:2]]  # type: ignore[arg-type]
+    a, b = (builder.float_value(n) for n in node.args[:2])  # type: ignore[arg-type]
     order = tuple(range(len(info.shape)))
-    builder.set(node, Form.of(Total()), order=order, draft=_product(builder, node, *values, info.shape))
+    builder.set(node, Form.of(Total()), order=order, draft=_product(builder, node, a, b, info.shape))
     return True
 
 

@@ -1,188 +1,36 @@
-"""LSTM, GRU and RNN: the product of all inputs at once, then a loop over the time steps."""
+"""Recurrent layers and cells."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
+from ....base.dynamic_layer import ReferenceLayer
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
-from ..lazy import bounded, constant_form, read_form
+from ..recurrence import Recurrence
 from ..row_steps import LARGEST
-from ..steps import ElementwiseStep, Loop
-from ..storage import Storage
-from ..terms import Apply, Form
-from ..values import Value
-from .dynamic import Matrix, rows_of
-
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-
-
-@dataclass(frozen=True)
-class Direction:
-    """One direction of one layer.
-
-    Attributes:
-        suffix: of its parameters.
-        place: where its channels begin in the output of the layer.
-        reverse: from the last time step to the first.
-    """
-
-    suffix: str
-    place: int
-    reverse: bool
-
-
-class Recurrence:
-    """The steps of a recurrent layer.
-
-    Args:
-        value: the input [time, batch, channels], fp32.
-    """
-
-    def __init__(self, builder: Builder, node: fx.Node, spec: DynamicSpec, value: Value) -> None:
-        self.builder, self.node, self.spec, self.layer = builder, node, spec, spec.layer
-        self.sequence = value
-        self.time, self.batch = value.shape[:2]
-        self.size: int = self.layer.hidden_size  # type: ignore[assignment]
-        self.ends: list[list[Value]] = []
-
-    def run(self, states: Sequence[Value]) -> Value:
-        """Add the steps of all layers. Returns the output [time, batch, channels].
-
-        Args:
-            states: the initial ones, each [layers and directions, batch, channels]; none: zeros.
-        """
-        bidirectional = bool(self.layer.bidirectional)
-        for number in range(int(self.layer.num_layers)):  # type: ignore[arg-type]
-            directions = [Direction(f"_l{number}", 0, False)]
-            if bidirectional:
-                directions.append(Direction(f"_l{number}_reverse", self.size, True))
-            self._layer(directions, states)
-        return self.sequence
-
-    def _memory(self, *shape: int) -> Value:
-        return Value.of(Storage("f32", shape, tuple(range(len(shape))), dense=True))
-
-    def _store(self, form: Form, target: Value) -> Value:
-        self.builder.add(ElementwiseStep(self.node, form, target))
-        return target
-
-    def _layer(self, directions: Sequence[Direction], states: Sequence[Value]) -> None:
-        inputs = [Matrix.of(self.spec, f"weight_ih{d.suffix}") for d in directions]
-        rows = rows_of(self.builder, self.node, self.sequence, inputs)
-        # A row before the first time step and one after the last hold the initial states of both directions.
-        joined = self._memory(self.time + 2, self.batch, self.size * len(directions))
-        for direction, matrix in zip(directions, inputs, strict=True):
-            gates = self._memory(self.time, self.batch, matrix.weight.shape[0])
-            form = rows.product(matrix, self._input_bias(direction))
-            for step in rows.steps(self.node, matrix, form, gates):
-                self.builder.add(step)
-            self._direction(direction, gates, joined.narrowed(2, direction.place, self.size), states)
-        self.sequence = joined.narrowed(0, 1, self.time)
-
-    def _bias(self, name: str) -> Tensor | float:
-        bias = self.spec.vector(name)
-        return 0.0 if bias is None else bias.double()
-
-    def _input_bias(self, direction: Direction) -> Tensor | float:
-        """The bias that is added before the loop. That of the states of a GRU is gated with them."""
-        own = self._bias(f"bias_ih{direction.suffix}")
-        return own if self.spec.op == "gru" else own + self._bias(f"bias_hh{direction.suffix}")
-
-    def _direction(self, direction: Direction, gates: Value, outputs: Value, states: Sequence[Value]) -> None:
-        """The loop over the time steps; ``outputs`` [time + 2, batch, channels] hold the states."""
-        first, step = (self.time + 1, -1) if direction.reverse else (0, 1)
-        begin, last = (self.time - 1, 1) if direction.reverse else (0, self.time)
-        number = len(self.ends)
-        given = [read_form(s.narrowed(0, number, 1).without(0)) for s in states]
-        initial = given or [constant_form(0.0)] * 2
-        self._store(initial[0], outputs.narrowed(0, first, 1).without(0))
-        before, after = (outputs.narrowed(0, at, 1).at_round(0, step) for at in (first, first + step))
-        now = gates.narrowed(0, begin, 1).at_round(0, step)
-        cells = self._cells(initial[1]) if self.spec.op == "lstm" else None
-        self.builder.loop = Loop(self.time)
-        try:
-            self._round(direction, now, before, after, cells)
-        finally:
-            self.builder.loop = None
-        ends = [outputs.narrowed(0, last, 1).without(0)]
-        self.ends.append(ends if cells is None else [*ends, cells.narrowed(0, self.time, 1).without(0)])
-
-    def _cells(self, initial: Form) -> Value:
-        """Memory for the cells of an LSTM, those before the first time step included.
-
-        Not one cell in place: a kernel may compute the elements at the end of an axis twice.
-        """
-        cells = self._memory(self.time + 1, self.batch, self.size)
-        self._store(initial, cells.narrowed(0, 0, 1).without(0))
-        return cells
-
-    def _round(self, direction: Direction, now: Value, before: Value, after: Value, cells: Value | None) -> None:
-        """One time step: from the state ``before`` and what the input gives ``now`` to the state ``after``."""
-        matrix = Matrix.of(self.spec, f"weight_hh{direction.suffix}")
-        rows = rows_of(self.builder, self.node, before, [matrix])
-        if self.spec.op == "rnn":
-            total = rows.product(matrix).plus(read_form(now))
-            form = _apply("tanh", total) if self.layer.nonlinearity == "tanh" else bounded(total, 0.0, float("inf"))
-            self._add(rows.steps(self.node, matrix, form, after))
-            return
-        bias = self._bias(f"bias_hh{direction.suffix}") if self.spec.op == "gru" else 0.0
-        form = rows.product(matrix, bias)
-        if cells is not None:
-            form = form.plus(read_form(now))
-        products = self._memory(self.batch, matrix.weight.shape[0])
-        self._add(rows.steps(self.node, matrix, form, products))
-        parts = [read_form(products.narrowed(1, i * self.size, self.size)) for i in range(GATES[self.spec.op])]
-        if cells is not None:
-            enter, forget, new, leave = parts
-            old, cell = (cells.narrowed(0, i, 1).at_round(0) for i in range(2))
-            kept = _product(_apply("sigmoid", forget), read_form(old))
-            self._store(kept.plus(_product(_apply("sigmoid", enter), _apply("tanh", new))), cell)
-            self._store(_product(_apply("sigmoid", leave), _apply("tanh", read_form(cell))), after)
-            return
-        inputs = [read_form(now.narrowed(1, i * self.size, self.size)) for i in range(3)]
-        reset, update = (_apply("sigmoid", inputs[i].plus(parts[i])) for i in range(2))
-        new = _apply("tanh", inputs[2].plus(_product(reset, parts[2])))
-        self._store(new.plus(_product(update, read_form(before).plus(new, -1.0))), after)
-
-    def _add(self, steps: Sequence[Any]) -> None:
-        for step in steps:
-            self.builder.add(step)
-
-    def states(self, which: int) -> Value:
-        """The final states, [layers and directions, batch, channels]."""
-        joined = self._memory(len(self.ends), self.batch, self.size)
-        for number, ends in enumerate(self.ends):
-            self._store(read_form(ends[which]), joined.narrowed(0, number, 1).without(0))
-        return joined
-
-
-def _apply(function: str, form: Form) -> Form:
-    return Form.of(Apply(function, (form,)))
-
-
-def _product(left: Form, right: Form) -> Form:
-    return Form.of(Apply("mul", (left, right)))
 
 
 def recurrent(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     """nn.LSTM, nn.GRU and nn.RNN over a batch."""
-    states = _given_states(node)
-    argument: Any = node.args[0]
+    padded = isinstance(builder.modules.get(str(node.target)), PaddedReference)
+    argument, *rest = node.args
+    mask = rest.pop(0) if padded else None
+    states = _given_states(rest) if not node.kwargs else None
     layer: Any = spec.layer
-    if states is None or not all(n in builder.lazy for n in (argument, *states)) or not _picked(node):
+    read = [n for n in (argument, mask, *(states or ())) if n is not None]
+    if states is None or not all(n in builder.lazy for n in read) or not _picked(node):
         return False
-    shape = builder.infos[argument].shape
-    if len(shape) != 3 or max(shape[2], layer.hidden_size) > LARGEST or getattr(layer, "proj_size", 0):
+    shape = builder.infos[argument].shape  # type: ignore[index]
+    if len(shape) != 3 or max(shape[2], layer.hidden_size) > LARGEST:
         return False
-    value = builder.row_major(builder.float_value(argument), node)
+    value = builder.row_major(builder.float_value(argument), node)  # type: ignore[arg-type]
     value = value.permuted((1, 0, 2)) if layer.batch_first else value
-    recurrence = Recurrence(builder, node, spec, value)
+    recurrence = Recurrence(builder, node, spec, value, builder.float_value(mask) if padded else None)  # type: ignore[arg-type]
     output = recurrence.run([builder.row_major(builder.float_value(n), node) for n in states])
     output = output.permuted((1, 0, 2)) if layer.batch_first else output
     picked = {user.args[1] for user in node.users}
@@ -194,13 +42,45 @@ def recurrent(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     return True
 
 
-def _given_states(node: fx.Node) -> list[fx.Node] | None:
+class PaddedReference(ReferenceLayer):
+    """A recurrent layer over sequences of different lengths: forward(input, mask, state).
+
+    Plain torch ignores the mask: it serves to find the shapes.
+    """
+
+    def forward(self, input: Any, *rest: Any, **options: Any) -> Any:
+        return super().forward(input, *rest[1:], **options)
+
+
+def cell(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
+    """nn.LSTMCell, nn.GRUCell and nn.RNNCell over a batch."""
+    argument, *rest = node.args
+    states = _given_states(rest) if not node.kwargs else None
+    if states is None or not all(n in builder.lazy for n in (argument, *states)):
+        return False
+    if len(builder.infos[argument].shape) != 2:  # type: ignore[index]
+        return False
+    is_lstm = spec.op == "lstmcell"
+    if is_lstm and not all(u.target is operator.getitem and u.args[1] in (0, 1) for u in node.users):
+        return False
+    value = builder.row_major(builder.float_value(argument), node)  # type: ignore[arg-type]
+    recurrence = Recurrence(builder, node, spec, value.with_one(0))
+    recurrence.run([builder.row_major(builder.float_value(n), node).with_one(0) for n in states])
+    ends = [(end, 1.0, 0) for end in recurrence.ends[0]]
+    if is_lstm:
+        builder.pieces[node] = ends
+    else:
+        builder.set_value(node, *ends[0])
+    return True
+
+
+def _given_states(rest: Sequence[Any]) -> list[fx.Node] | None:
     """The initial states that a call gives; None if they are not known one by one."""
-    if node.kwargs or len(node.args) > 2:
+    if len(rest) > 1:
         return None
-    given = node.args[1] if len(node.args) > 1 else None
+    given = rest[0] if rest else None
     parts = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-    return parts if all(isinstance(p, fx.Node) for p in parts) else None  # type: ignore[return-value]
+    return parts if all(isinstance(p, fx.Node) for p in parts) else None
 
 
 def _picked(node: fx.Node) -> bool:

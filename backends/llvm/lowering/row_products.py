@@ -1,0 +1,85 @@
+"""Products of rows that are quantized at run time, with a scale and a zero point for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ...base.dynamic_spec import DynamicSpec
+from ...base.weights import IntegerWeight
+from .builder import Builder
+from .contraction import ContractionStep, Window
+from .lazy import bounded, read_form
+from .row_steps import RowStep
+from .steps import ElementwiseStep, Step
+from .storage import Storage
+from .terms import Apply, Form, Total
+from .values import Value
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The weight of a layer: integers without their zero point and a scale for each output, or fp16 and ones."""
+
+    weight: Tensor
+    scales: Tensor
+
+    @staticmethod
+    def of(spec: DynamicSpec, name: str) -> Matrix:
+        """A weight [outputs, inputs] of a layer."""
+        known = spec.weights[name]
+        if not isinstance(known, IntegerWeight):
+            return Matrix(known, torch.ones(known.shape[0], dtype=torch.double))
+        shifted = known.integers.short() - known.zero_point.reshape(-1, 1).short()
+        return Matrix(shifted, known.scale.double().expand(shifted.shape[0]))
+
+    @property
+    def wide(self) -> bool:
+        """Whether a zero point makes integers of 9 bits."""
+        return bool(self.weight.min() < -128) or bool(self.weight.max() > 127)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor [..., channels] as the kernels read it: fp32, or integers with a zero point and a scale for each row."""
+
+    value: Value
+    zero: Form | None = None
+    scale: Form | None = None
+
+    def product(self, matrix: Matrix, bias: Tensor | float = 0.0) -> Form:
+        """The product with a weight, over the sum of the kernel."""
+        if self.zero is None or self.scale is None:
+            return Form.of(Total(), 1.0, bias)
+        sums = matrix.weight.double().sum(1)
+        shifted = Form.of(Total(), matrix.scales).plus(self.zero.scaled(-matrix.scales * sums))
+        return Form.of(Apply("mul", (shifted, self.scale)), 1.0, bias)
+
+    def steps(self, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
+        """The step that computes ``form`` over the sums."""
+        axes = len(self.value.shape)
+        channels_first = (0, axes - 1, *range(1, axes - 1))
+        own = form.with_values(lambda v: v.expanded(target.shape).permuted(channels_first))
+        taps = matrix.weight.reshape(*matrix.weight.shape, *[1] * (axes - 2))
+        return [ContractionStep(node, own, target.permuted(channels_first), source=self.value.permuted(channels_first),
+                                weight=taps, windows=(Window(1),) * (axes - 2))]  # fmt: skip
+
+
+def rows_of(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> Rows:
+    """``value`` as the layers of these weights read it."""
+    if matrices[0].weight.is_floating_point():
+        return Rows(value)
+    axes = tuple(range(len(value.shape)))
+    ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), axes, dense=True))
+    source, size = read_form(value), value.shape[-1]
+    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=source, size=size))
+    factor, zero, scale = (read_form(ranges.narrowed(axes[-1], i, 1)) for i in range(3))
+    element: Any = "s16" if any(m.wide for m in matrices) else "u8"
+    integers = Value.of(Storage(element, value.shape, axes, dense=True))
+    steps = Form.of(Apply("mul", (source, factor))).plus(zero)
+    builder.add(ElementwiseStep(node, bounded(steps, 0.0, 255.0), integers))
+    return Rows(integers, zero, scale)
