@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args, overload
 
 import torch
@@ -18,7 +19,9 @@ from .core.errors import ConfigError, StateError
 from .core.interrupts import interruptible
 from .core.messages import check_choice, check_positive
 from .core.progress import verbosity
-from .execution.batches import sampled
+from .execution.batches import as_batches, sampled
+from .execution.inputs import Signature
+from .execution.sample import Batch
 from .runtime.compile_dynamic import compile_dynamic
 from .runtime.convert_trained import convert_trained
 from .runtime.float_model import FloatModel, ViewedModel
@@ -47,6 +50,7 @@ def compile(
     dtype: torch.dtype = torch.int8,
     leaf_modules: Sequence[Leaf] = (),
     calibration_batches: int = CALIBRATION_BATCHES,
+    example: Any = None,
     train: Callable[[QATModule], object] | None = None,
     evaluate: Evaluate | None = None,
     max_drop: float | None = None,
@@ -69,7 +73,7 @@ def compile(
         config: how to quantize, and what to leave in fp32.
         backend: ``"llvm"``: native code, generated for the model and its shapes. ``"x86"``: the int8 kernels of torch.
             ``"reference"``: plain torch ops, slow. ``"auto"``: llvm, or x86 where ``llvmlite`` is missing or an
-            ``executor`` is asked for. With ``scheme="dynamic"``, llvm runs the layers of x86.
+            ``executor`` is asked for. With ``scheme="dynamic"``, llvm takes embeddings and convolutions from x86.
         target: the CPU that weights are quantized for; None is this one. Kernels are timed on this one. It makes no
             difference to llvm, whose products do not saturate.
         executor: how x86 runs the lowered graph: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and
@@ -79,6 +83,9 @@ def compile(
         leaf_modules: paths or classes of modules that are not traced. They stay in fp32; ``scheme="dynamic"``
             replaces the layers in them.
         calibration_batches: read at most this many batches; the rest of ``calibration`` is ignored.
+        example: for ``scheme="dynamic"``: a batch, as ``calibration`` has them, of a forward() that branches on which
+            inputs it is given, as those of language models do. It is then captured for calls of that kind, and runs as
+            one function; other calls run forward() itself, layer by layer. Its values do not matter.
         train: for ``scheme="qat"``: a function that trains the :class:`~fxquant.QATModule` that it is given, in place,
             or returns another one.
         evaluate, max_drop, strict: with ``scheme="static"``: find the fastest int8/fp32 mix for which ``evaluate``, a
@@ -101,6 +108,8 @@ def compile(
         BudgetWarning: as of :func:`fxquant.search`.
     """
     check_choice("scheme", scheme, get_args(Scheme))
+    if example is not None and scheme != "dynamic":
+        raise ConfigError(f"example is for scheme 'dynamic'; scheme {scheme!r} captures with its calibration data.")
     _check_train(train, scheme)
     _check_search(evaluate, max_drop, strict, scheme, calibration)
     if scheme != "dynamic" and dtype is not torch.int8:
@@ -116,7 +125,7 @@ def compile(
             if scheme == "dynamic":
                 if calibration is not None:
                     raise ConfigError("scheme 'dynamic' reads no calibration data: leave it out, or use 'static'.")
-                return compile_dynamic(model, options, dtype, executor)
+                return compile_dynamic(model, replace(options, example=_example(model, example)), dtype, executor)
             assert evaluate is not None and max_drop is not None and calibration is not None
             return find_mix(model, calibration, evaluate, max_drop, options, calibration_batches, strict=strict).best
         prepared = prepare(
@@ -177,6 +186,14 @@ def prepare(
         if calibration is not None:
             prepared.calibrate(*sampled(calibration, prepared.signature, calibration_batches))
         return prepared
+
+
+def _example(model: nn.Module, example: Any) -> Batch | None:
+    """The arguments of forward() in a batch."""
+    if example is None:
+        return None
+    (batch,) = as_batches([example], Signature.of_forward(model), 1)
+    return batch
 
 
 def _check_train(train: object, scheme: str) -> None:

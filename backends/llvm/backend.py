@@ -47,10 +47,7 @@ class LLVMBackend:
         self.target = target or Target(vnni=True)
         make = partial(planned_layer, isa=self.isa)
         self.bindings: Mapping[str, Binding] = BINDINGS
-        layers = {
-            name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=None)
-            for name in DYNAMIC
-        }
+        layers = {name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=None) for name in DYNAMIC}
         self.bindings = {**BINDINGS, **layers}
 
     @property

@@ -4,17 +4,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..execution.inputs import Signature
+from ..execution.interface import ANY_CALL, Interface
 from ..execution.state import state_of
 from ..numerics.metrics import sqnr
 
 KINDS = 64  # of calls that are remembered; other calls run the model's own forward()
 LEAST_SQNR = 20  # dB
 CHANGES = 3
+
+
+@dataclass(frozen=True)
+class GraphForm:
+    """A graph as it is called.
+
+    Attributes:
+        run: the graph.
+        signature: of forward().
+        interface: the calls that the graph holds for, and the structure of its results.
+    """
+
+    run: Callable[..., Any]
+    signature: Signature
+    interface: Interface
+
+    def holds_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the graph computes this call."""
+        if self.interface is ANY_CALL:
+            return True
+        try:
+            inputs = self.signature.bind(args, kwargs)
+        except TypeError:  # an input that the example did not have
+            return False
+        return self.interface.violation(self.signature.names, inputs) is None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.interface.rebuilt(self.run(*args, **kwargs))
 
 
 class CallForms:
@@ -31,7 +62,7 @@ class CallForms:
         alike: all forms have the same roundings, and must agree up to fp32 rounding; if not, within 20 dB.
     """
 
-    def __init__(self, model: nn.Module, faster: Sequence[Callable[..., Any]], alike: bool = True) -> None:
+    def __init__(self, model: nn.Module, faster: Sequence[GraphForm], alike: bool = True) -> None:
         self.model, self.faster, self.alike = model, tuple(faster), alike
         self._chosen: dict[Any, Callable[..., Any]] = {}
         self._changes = 0  # first calls in a row that changed the model
@@ -49,6 +80,8 @@ class CallForms:
         except TypeError:  # an object of unknown content
             return self.model(*args, **kwargs)
         chosen = self._chosen.get(kind)
+        if isinstance(chosen, GraphForm) and not chosen.holds_for(args, kwargs):
+            return self.model(*args, **kwargs)
         if chosen is not None:
             return chosen(*args, **kwargs)
         with self._lock:
@@ -66,7 +99,7 @@ class CallForms:
         self._changes = 0
         for form in self.faster:
             try:
-                agrees = _same(form(*args, **kwargs), expected, self.alike)
+                agrees = form.holds_for(args, kwargs) and _same(form(*args, **kwargs), expected, self.alike)
             except Exception:  # the graph took another path than this call, or TorchScript does not know the type
                 continue
             if agrees:

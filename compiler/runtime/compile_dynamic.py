@@ -10,9 +10,10 @@ from torch import nn
 
 from ..core.config import DYNAMIC_DTYPES
 from ..core.errors import ConfigError
+from ..execution.inputs import Signature
 from ..workflows.dynamic import quantize_dynamic
 from ..workflows.options import Options
-from .call_forms import CallForms
+from .call_forms import CallForms, GraphForm
 from .compiled import Compiled
 from .quantized_module import QuantizedModule
 
@@ -29,7 +30,8 @@ def compile_dynamic(model: nn.Module, options: Options, dtype: torch.dtype, exec
     run: Callable[..., Any] = done.tree
     if done.graph is not None:
         alike = done.rounds_alike and options.backend.same_roundings
-        run = CallForms(done.tree, options.backend.graph_forms(done.graph), alike)
+        forms = options.backend.graph_forms(done.graph)
+        run = CallForms(done.tree, [GraphForm(f, Signature.of(done.graph), done.interface) for f in forms], alike)
     elif executor == "torchscript":
         raise ConfigError(f"executor='torchscript' needs a graph, and there is none: {done.untraced}. Use 'auto'.")
     return QuantizedModule(Compiled(run, done.report, done.graph, done.tree, done.program, done.snapshots))

@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, ModelError
 from ..core.overrides import ResolvedConfig, Subject, module_subject, node_subject, resolve
 from ..core.progress import log
 from ..execution.graphs import with_nodes
+from ..execution.interface import ANY_CALL, Interface
 from ..report.dynamic_report import GraphPart, dynamic_report
 from ..report.report import Report
 from .dynamic_graph import adopt_layers, replace_in_graph, trace_over
@@ -41,6 +42,7 @@ class DynamicModel:
         snapshots: the graph after each step, if asked for.
         rounds_alike: graph and tree have the same layers, so that their outputs agree up to fp32 rounding.
         untraced: why there is no graph; "" if there is one, or if none is needed.
+        interface: the calls that the graph holds for.
     """
 
     tree: nn.Module
@@ -50,6 +52,7 @@ class DynamicModel:
     snapshots: dict[str, str]
     rounds_alike: bool
     untraced: str
+    interface: Interface
 
 
 def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> DynamicModel:
@@ -84,7 +87,8 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     report = dynamic_report(model, tree, rest, part, untraced)
     snapshots = traced.runner.snapshots if traced is not None else {}
     alike = part is None or _same_layers(tree, part.plan)
-    return DynamicModel(tree, part.module if part else None, program, report, snapshots, alike, untraced)
+    interface = traced.interface if traced is not None else ANY_CALL
+    return DynamicModel(tree, part.module if part else None, program, report, snapshots, alike, untraced, interface)
 
 
 def _same_layers(tree: nn.Module, plan: LayerPlan) -> bool:

@@ -22,9 +22,13 @@ from ...passes.rewrites.eliminate_noops import EliminateNoops
 from ...passes.rewrites.merge_linears import MergeLinears
 from ...passes.runner import PassRunner
 from ..capture.capture import capture, leaves
+from ..capture.constants import evaluate_constants
+from ..capture.export import export
+from ..capture.graph_checks import refuse_state
 from ..capture.normalize import normalize
 from ..core.errors import CaptureError
 from ..core.progress import stage
+from ..execution.interface import ANY_CALL, Interface
 from ..report.dynamic_report import GraphPart
 from .options import Options
 
@@ -37,11 +41,13 @@ class TracedModel:
         gm: the graph.
         runner: runs the passes over it.
         backend: what the layers are for.
+        interface: the calls that the graph holds for.
     """
 
     gm: fx.GraphModule
     runner: PassRunner
     backend: Backend
+    interface: Interface = ANY_CALL
 
 
 def trace_over(model: nn.Module, tree: nn.Module, options: Options) -> tuple[TracedModel | None, str]:
@@ -51,19 +57,44 @@ def trace_over(model: nn.Module, tree: nn.Module, options: Options) -> tuple[Tra
         return None, ""  # a single layer
     leaves(model, options.leaf_modules)
     reason = _varying_inputs(model)
-    if reason:
+    if reason and options.example is None:
         return None, reason
     try:
         with stage("capture"):
-            gm = capture(tree, options.leaf_modules, share_parameters=True)
-        _share_layers(gm, tree)
-        normalize(gm)
+            gm, interface = _captured(tree, options, bool(reason))
     except CaptureError as error:
         return None, str(error).splitlines()[0]
     runner = options.new_runner()
     runner.snapshot("capture", gm)
     runner.run(EliminateNoops(), gm)
-    return TracedModel(gm, runner, options.backend), ""
+    return TracedModel(gm, runner, options.backend, interface), ""
+
+
+def _captured(tree: nn.Module, options: Options, varies: bool) -> tuple[fx.GraphModule, Interface]:
+    """The graph of a call: by ``torch.fx``, or by ``torch.export`` on the example.
+
+    Args:
+        varies: forward() may branch on what it is given.
+
+    Raises:
+        CaptureError: neither can.
+    """
+    try:
+        if varies:
+            raise CaptureError("forward() may branch on what it is given.")
+        gm = capture(tree, options.leaf_modules, share_parameters=True)
+        _share_layers(gm, tree)
+        normalize(gm)
+        return gm, ANY_CALL
+    except CaptureError:
+        if options.example is None or options.leaf_modules:
+            raise
+    refuse_state(tree, options.example)
+    gm, interface = export(tree, options.example)
+    _share_layers(gm, tree)
+    evaluate_constants(gm)
+    normalize(gm, at_owners=True)
+    return gm, interface
 
 
 def _share_layers(gm: fx.GraphModule, tree: nn.Module) -> None:

@@ -13,6 +13,7 @@ from ..capture.capture import Leaf
 from ..core.config import QuantConfig
 from ..core.errors import ConfigError
 from ..core.overrides import WHOLE, Part
+from ..execution.sample import Batch
 
 CALIBRATION_BATCHES = 32
 
@@ -28,6 +29,7 @@ class Options:
         part: which part of the user's model is compiled.
         snapshots: keep the text of the graph after every step.
         debug: check the contract of every pass.
+        example: a call that a dynamic model is captured with, if plain tracing does not do.
         probe: called after every step with its name and the graph.
 
     Raises:
@@ -40,6 +42,7 @@ class Options:
     part: Part = WHOLE
     snapshots: bool = False
     debug: bool = False
+    example: Batch | None = None
     probe: Probe | None = None
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class Code:
     """A kernel under construction: ``void name(ptr args, i64 low, i64 high)``.
 
     ``args`` points to an array of pointers; ``low`` and ``high`` are the first item of work and the one after the last.
+    The word before the array points to the numbers that the kernel reads at run time.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,6 +66,12 @@ class Code:
     def pointer(self, index: int) -> Value:
         """The argument ``index``. Every kernel reads its arguments at its start."""
         return self.b.load(self.b.gep(self._args, [i64(8 * index)], source_etype=I8), typ=PTR)
+
+    def number(self, index: int) -> Value:
+        """The number ``index``, which is read at the start."""
+        with self.b.goto_block(self._entry), self.b.goto_entry_block():
+            numbers = self.b.load(self.b.gep(self._args, [i64(-8)], source_etype=I8), typ=PTR)
+            return self.b.load(self.b.gep(numbers, [i64(8 * index)], source_etype=I8), typ=I64)
 
     def finish(self) -> str:
         """The IR as text."""
@@ -118,14 +125,28 @@ class Code:
             offset = i64(offset)
         return self.b.gep(pointer, [offset], source_etype=I8)
 
-    def times(self, value: Value, factor: int) -> Value:
-        return value if factor == 1 else self.b.mul(value, i64(factor))
+    def times(self, value: Value, factor: Value | int) -> Value:
+        if isinstance(factor, int):
+            return value if factor == 1 else self.b.mul(value, i64(factor))
+        return self.b.mul(value, factor)
 
-    def divide(self, value: Value, divisor: int) -> tuple[Value, Value]:
+    def product(self, a: Value | int, b: Value | int) -> Value | int:
+        """Of constants, or of values; at the start, where both are known."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        a, b = (i64(n) if isinstance(n, int) else n for n in (a, b))
+        return self.b.mul(a, b)
+
+    def smaller(self, a: Value, b: Value | int) -> Value:
+        b = i64(b) if isinstance(b, int) else b
+        return self.b.select(self.b.icmp_signed("<", a, b), a, b)
+
+    def divide(self, value: Value, divisor: Value | int) -> tuple[Value, Value]:
         """Quotient and rest of a number that is not negative."""
         if divisor == 1:
             return value, i64(0)
-        return self.b.udiv(value, i64(divisor)), self.b.urem(value, i64(divisor))
+        divisor = i64(divisor) if isinstance(divisor, int) else divisor
+        return self.b.udiv(value, divisor), self.b.urem(value, divisor)
 
     def load(self, pointer: Value, kind: Any) -> Value:
         """Load from any address."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..codegen.code import Code, Value, i64
 
@@ -15,23 +15,42 @@ class Axis:
 
     Attributes:
         tile: how many indices are computed at once. The last tile ends with the axis, and may overlap the one before.
+        free: the kernel reads the size, and the bytes if its tile is one index, from its :attr:`numbers`. Kernels that
+            differ in them alone have the same code.
     """
 
     size: int
     moves: tuple[int, ...]
     tile: int = 1
+    free: bool = False
+
+    def __repr__(self) -> str:
+        """What the code depends on."""
+        if not self.free:
+            return f"Axis({self.size}, {self.moves}, {self.tile})"
+        moves = self.moves if self.tile > 1 else tuple(map(bool, self.moves))
+        return f"Axis(free, {moves}, {self.tile})"
 
     @property
     def tiles(self) -> int:
         return -(-self.size // self.tile)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What a kernel reads at run time: the tiles, where the last one starts, and the bytes of each move."""
+        if not self.free:
+            return ()
+        return self.tiles, self.size - self.tile, *(m for m in self.moves if m and self.tile == 1)
+
     def start(self, c: Code, index: Value) -> Value:
-        """The first index of a tile."""
+        """The first index of a tile, of an axis that is not free."""
         start = c.times(index, self.tile)
-        if self.size % self.tile == 0:
-            return start
-        last = i64(self.size - self.tile)
-        return c.b.select(c.b.icmp_signed("<", start, last), start, last)
+        return start if self.size % self.tile == 0 else c.smaller(start, i64(self.size - self.tile))
+
+
+def freed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes, free but for those of one."""
+    return tuple(replace(axis, free=axis.size > 1) for axis in axes)
 
 
 def count(axes: Sequence[Axis]) -> int:
@@ -39,23 +58,55 @@ def count(axes: Sequence[Axis]) -> int:
     return math.prod(axis.tiles for axis in axes)
 
 
-def locate(c: Code, axes: Sequence[Axis], item: Value, pointers: Sequence[Value]) -> tuple[list[Value], list[Value]]:
-    """Where the tile ``item`` begins in each tensor, and its index on each axis; the last axis is the fastest."""
-    indices: list[Value] = []
-    offsets: list[Value | None] = [None] * len(pointers)
-    for position in reversed(range(len(axes))):
-        axis = axes[position]
-        item, index = c.divide(item, axis.tiles) if position else (item, item)
-        indices.insert(0, index)
-        if axis.size == 1:
-            continue
-        start = axis.start(c, index)
-        for i, move in enumerate(axis.moves):
-            if move:
-                step = c.times(start, move)
-                known = offsets[i]
-                offsets[i] = step if known is None else c.b.add(known, step)
-    return [p if o is None else c.at(p, o) for p, o in zip(pointers, offsets, strict=True)], indices
+def numbers_of(axes: Sequence[Axis]) -> tuple[int, ...]:
+    """What a kernel over these axes reads at run time."""
+    return tuple(n for axis in axes for n in axis.numbers)
+
+
+class Tiles:
+    """Finds the tiles of a kernel.
+
+    Attributes:
+        counts: of tiles, by axis.
+        total: tiles in all.
+    """
+
+    def __init__(self, c: Code, axes: Sequence[Axis]) -> None:
+        self._c, self._axes = c, axes
+        self.counts: list[Value | int] = []
+        self._last: list[Value | int] = []
+        self._moves: list[list[Value | int]] = []
+        place = 0
+        for axis in axes:
+            known = [c.number(place + i) for i in range(len(axis.numbers))]
+            place += len(known)
+            self.counts.append(known[0] if axis.free else axis.tiles)
+            self._last.append(known[1] if axis.free else axis.size - axis.tile)
+            read = iter(known[2:])
+            self._moves.append([next(read) if m and axis.free and axis.tile == 1 else m for m in axis.moves])
+        self.total: Value | int = 1
+        for each in self.counts:
+            self.total = c.product(self.total, each)
+
+    def locate(self, item: Value, pointers: Sequence[Value]) -> tuple[list[Value], list[Value]]:
+        """Where the tile ``item`` begins in each tensor, and its index on each axis; the last axis is the fastest."""
+        c, indices = self._c, list[Value]()
+        offsets: list[Value | None] = [None] * len(pointers)
+        for position in reversed(range(len(self._axes))):
+            axis = self._axes[position]
+            item, index = c.divide(item, self.counts[position]) if position else (item, item)
+            indices.insert(0, index)
+            if axis.size == 1 and not axis.free:
+                continue
+            start = c.times(index, axis.tile)
+            if axis.tile > 1 and (axis.free or axis.size % axis.tile):
+                start = c.smaller(start, self._last[position])
+            for i, move in enumerate(self._moves[position]):
+                if axis.moves[i]:
+                    step = c.times(start, move)
+                    known = offsets[i]
+                    offsets[i] = step if known is None else c.b.add(known, step)
+        return [p if o is None else c.at(p, o) for p, o in zip(pointers, offsets, strict=True)], indices
 
 
 def moved(c: Code, pointers: Sequence[Value], index: Value, moves: Sequence[int]) -> list[Value]:

@@ -15,7 +15,7 @@ from ..codegen.code import F32, I8, I16, I32, Code, Value, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate, moved
+from .axes import Axis, Tiles, count, moved, numbers_of
 from .blocks import Block, blocks_of, choose_block
 from .epilogue import Epilogue, Store
 from .operands import BYTES
@@ -98,6 +98,11 @@ class Depthwise:
                 if max(weights) >= 0:
                     yield Use(output, bundle, weights)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: input, output, operands, weights, parameters per channel, scalars.
 
@@ -116,8 +121,9 @@ class _Emitter:
 
     def emit(self) -> str:
         d, c = self.d, self.c
+        tiles = Tiles(c, d.axes)
         with c.loop(c.low, c.high) as item:
-            tensors, indices = locate(c, d.axes, item, self.tensors)
+            tensors, indices = tiles.locate(item, self.tensors)
             choose_block(c, indices[-1], d.blocks, partial(self._row, tensors))
         return c.finish()
 

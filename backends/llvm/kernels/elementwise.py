@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..codegen.code import Code
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate, moved
+from .axes import Axis, Tiles, count, moved, numbers_of
 from .blocks import Block
 from .epilogue import Epilogue, Store
 
@@ -28,6 +28,10 @@ class Elementwise:
     epilogue: Epilogue
     isa: Isa
 
+    def __repr__(self) -> str:
+        """What the code depends on: not on the size of a long axis."""
+        return f"Elementwise({self.axes}, {self.block}, {self.epilogue}, {self.isa})"
+
     @property
     def block(self) -> Block:
         """Elements that are computed at once."""
@@ -40,11 +44,16 @@ class Elementwise:
         """The outer axes, and chunks of the inner one."""
         steps = tuple(e.step for e in self.epilogue.elements)
         whole = self.block.valid * max(1, CHUNK // self.block.valid)
-        return *self.outer, Axis(self.size, steps, min(whole, self.size))
+        return *self.outer, Axis(self.size, steps, min(whole, self.size), self.size > whole)
 
     @property
     def items(self) -> int:
         return count(self.axes)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
 
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: output, operands, scalars."""
@@ -52,8 +61,9 @@ class Elementwise:
         tensors = [c.pointer(i) for i in range(1 + len(self.epilogue.operands))]
         store = Store(c, self.isa, self.epilogue, c.pointer(0), c.pointer(len(tensors)))
         inner = Axis(self.axes[-1].tile, self.axes[-1].moves, self.block.valid)
+        tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
-            at, _ = locate(c, self.axes, item, tensors)
+            at, _ = tiles.locate(item, tensors)
             with c.loop(0, inner.tiles) as tile:
                 store.block(None, moved(c, at, inner.start(c, tile), inner.moves), self.block)
         return c.finish()

@@ -28,6 +28,11 @@ class FillHalo:
     def items(self) -> int:
         return 1
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Argument: the first byte of the memory."""
         c = Code(name)

@@ -16,7 +16,7 @@ from ..codegen.code import F16, F32, I32, Code, Value, i64, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate, moved
+from .axes import Axis, Tiles, count, moved, numbers_of
 from .blocks import Block, blocks_of, choose_block, each_block
 from .epilogue import Epilogue, Store
 
@@ -90,6 +90,11 @@ class Gemm:
         """Units of work."""
         return count(self.axes) * (len(self.blocks) if self.blocks_first else 1)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: input, output, operands, weights, parameters per channel, scalars."""
         return _Emitter(self, Code(name)).emit()
@@ -104,12 +109,13 @@ class _Emitter:
 
     def emit(self) -> str:
         g, c = self.g, self.c
+        tiles = Tiles(c, g.axes)
         with c.loop(c.low, c.high) as item:
-            index, tile = c.divide(item, count(g.axes)) if g.blocks_first else (None, item)
-            tensors, indices = locate(c, g.axes, tile, self.tensors)
+            index, tile = c.divide(item, tiles.total) if g.blocks_first else (None, item)
+            tensors, indices = tiles.locate(tile, self.tensors)
             group = i64(0)
             for place in g.groups:
-                group = c.b.add(c.times(group, g.outer[place].size), indices[place])
+                group = c.b.add(c.times(group, tiles.counts[place]), indices[place])
             emit = partial(self._block, tensors, group)
             if index is None:
                 each_block(c, g.blocks, emit)

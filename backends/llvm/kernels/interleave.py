@@ -8,7 +8,7 @@ from functools import partial
 from ..codegen.code import Code, Value
 from ..codegen.emit import Scope
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, Tiles, count, numbers_of
 from .epilogue import Epilogue, stored
 from .operands import OperandLoader, scalar_param
 
@@ -41,13 +41,19 @@ class Interleave:
     def items(self) -> int:
         return count(self.axes)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: output, operands, scalars."""
         c = Code(name)
         tensors = [c.pointer(i) for i in range(1 + len(self.epilogue.operands))]
         scalars = c.pointer(len(tensors))
+        tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
-            (target, *operands), _ = locate(c, self.axes, item, tensors)
+            (target, *operands), _ = tiles.locate(item, tensors)
             parts = [self._channel(c, channel, operands, scalars) for channel in range(self.channels.size)]
             valid = min(self.pixels, self.isa.lanes) * self.channels.size
             c.store_first(self._interleaved(c, parts), target, valid)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..codegen.code import Code, Value
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, Tiles, count, numbers_of
 from .blocks import Block, choose_block
 from .operands import Element, OperandLoader
 
@@ -41,12 +41,18 @@ class Panels:
         """Units of work."""
         return count(self.axes)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: panels, source."""
         c = Code(name)
         pointers = [c.pointer(0), c.pointer(1)]
+        tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
-            (target, source), indices = locate(c, self.axes, item, pointers)
+            (target, source), indices = tiles.locate(item, pointers)
             start = self.axes[-1].start(c, indices[-1])
 
             def block(index: Value, which: Block) -> None:

@@ -11,7 +11,7 @@ from ..codegen.code import F32, I8, I16, I32, Code, Value, i64, splat, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate
+from .axes import Axis, Tiles, count, numbers_of
 from .blocks import Block
 from .epilogue import Epilogue, Store
 from .operands import BYTES
@@ -51,6 +51,11 @@ class SumPool:
     def items(self) -> int:
         return count(self.axes)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: input, output, operands, scalars."""
         c, isa = Code(name), self.isa
@@ -59,8 +64,9 @@ class SumPool:
         floats = self.kind == "f32"
         kind = vector(F32 if floats else I32, isa.lanes)
         zero = ir.Constant(kind, None) if floats else zeros(isa)
+        tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
-            at, _ = locate(c, self.axes, item, tensors)
+            at, _ = tiles.locate(item, tensors)
             sums = [c.variable(kind, zero) for _ in range(self.vectors)]
             with ExitStack() as loops:
                 source = at[0]
@@ -124,6 +130,11 @@ class MaxPool:
     def items(self) -> int:
         return count(self.axes)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.axes)
+
     def emit(self, name: str) -> str:
         """The kernel as IR. Arguments: input, output."""
         c = Code(name)
@@ -132,8 +143,9 @@ class MaxPool:
         lanes = max(self.block, self.isa.lanes)
         element, least = {"f32": (F32, float("-inf")), "s16": (I16, -32768), "u8": (I8, 0)}[self.kind]
         kind, lowest = vector(element, lanes), splat(least, element, lanes)
+        tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
-            (source, target), indices = locate(c, self.axes, item, tensors)
+            (source, target), indices = tiles.locate(item, tensors)
             outputs = indices[len(self.outer) : -1]
             best = c.variable(kind, lowest)
             with ExitStack() as loops:

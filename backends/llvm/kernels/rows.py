@@ -18,7 +18,7 @@ from ..codegen.emit import Lanes, Scope
 from ..codegen.expr import Expr
 from ..codegen.functions import FUNCTIONS
 from ..codegen.isa import Isa
-from .axes import Axis, count, locate, moved
+from .axes import Axis, Tiles, count, moved, numbers_of
 from .blocks import Block
 from .epilogue import Epilogue, Store
 from .operands import Element, OperandLoader, scalar_param
@@ -61,6 +61,11 @@ class Rows:
     def items(self) -> int:
         return count(self.outer)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What is read at run time."""
+        return numbers_of(self.outer)
+
     def emit(self, name: str) -> str:
         """The kernel as IR.
 
@@ -83,8 +88,9 @@ class _Emitter:
 
     def emit(self) -> str:
         r, c = self.r, self.c
+        tiles = Tiles(c, r.outer)
         with c.loop(c.low, c.high) as item:
-            at, _ = locate(c, r.outer, item, self.tensors)
+            at, _ = tiles.locate(item, self.tensors)
             own, inputs = at[: 1 + len(r.epilogue.operands)], at[1 + len(r.epilogue.operands) :]
             if r.kind == "range":
                 self._range(inputs, own[0])

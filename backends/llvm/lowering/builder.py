@@ -19,6 +19,7 @@ from .steps import ElementwiseStep, FillStep, Loop, Step, TorchStep
 from .storage import Storage
 from .terms import Form
 from .values import Value
+from .weights import WeightStore
 
 
 class Builder:
@@ -29,6 +30,7 @@ class Builder:
         infos: shape and dtype of every tensor.
         statics: sizes, which shapes alone give.
         isa: the instruction set.
+        store: what the plans of the program share.
         steps: what is computed, in order.
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
@@ -38,9 +40,10 @@ class Builder:
     """
 
     def __init__(
-        self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any], isa: Isa
-    ) -> None:
-        self.gm, self.infos, self.statics, self.isa = gm, infos, statics, isa
+        self, gm: fx.GraphModule, infos: Mapping[fx.Node, ValueInfo], statics: Mapping[fx.Node, Any], isa: Isa,
+        store: WeightStore,
+    ) -> None:  # fmt: skip
+        self.gm, self.infos, self.statics, self.isa, self.store = gm, infos, statics, isa, store
         self.modules = dict(gm.named_modules())
         self.steps: list[Step | TorchStep | FillStep] = []
         self.lazy: dict[fx.Node, Lazy] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
-from ..kernels.axes import Axis, merged
+from ..kernels.axes import Axis, freed, merged
 from ..kernels.blocks import Block
 from ..kernels.depthwise import Depthwise
 from ..kernels.epilogue import Epilogue
@@ -20,6 +20,7 @@ from .steps import Made, Step, scalars
 from .terms import Expression
 from .tiles import choose_tile, depthwise_tile
 from .values import Value
+from .weights import WeightStore
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class ContractionStep(Step):
         weight: integers, or fp32 or fp16 for a source of fp32: [O, C / groups, window...].
         windows: by spatial axis.
         groups: of channels.
+        store: holds the packed weight.
     """
 
     source: Value = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
     windows: tuple[Window, ...] = field(kw_only=True)
     groups: int = field(kw_only=True, default=1)
+    store: WeightStore = field(kw_only=True)
 
     @property
     def sources(self) -> list[Value]:
@@ -110,11 +113,25 @@ class ContractionStep(Step):
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
         half = self.weight.dtype == torch.float16
+        *outer, height, width = freed((*outer, height, width))
         draft = Gemm(
-            tuple(outer), (0,) * (groups > 1), height, width, loops, run, element, half, outputs, epilogue, 1, False, isa
+            tuple(outer),
+            (0,) * (groups > 1),
+            height,
+            width,
+            loops,
+            run,
+            element,
+            half,
+            outputs,
+            epilogue,
+            1,
+            False,
+            isa,
         )
         gemm = choose_tile(draft)
-        weights = _packed(gemm, self.weight, groups)
+        layout = ("gemm", gemm.element, gemm.depth, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
+        weights = self.store.packed(self.weight, layout, lambda: _packed(gemm, self.weight, groups))
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
         return Made(gemm, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
                            scalars(expression)))  # fmt: skip
@@ -131,11 +148,15 @@ class ContractionStep(Step):
         moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
         element, channels = self.source.element, self.weight.shape[0]
         draft = Depthwise(
-            (batch,) if batch.size > 1 else (), spatial[0], spatial[1], (windows[0].size, windows[1].size),
-            moves[0], moves[1], windows[0].stride, windows[1].stride, element, channels, epilogue, isa,
+            freed((batch,) if batch.size > 1 else ()), *freed(spatial[:1]), spatial[1],
+            (windows[0].size, windows[1].size), moves[0], moves[1], windows[0].stride, windows[1].stride, element, channels, epilogue, isa,
         )  # fmt: skip
         kernel = depthwise_tile(draft, windows[0].dilation)
-        weights = _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
+        layout = ("depthwise", element, kernel.window, tuple(kernel.uses()), tuple(kernel.blocks), epilogue.together,
+                  isa.name)  # fmt: skip
+        weights = self.store.packed(
+            self.weight, layout, lambda: _packed_depthwise(kernel, self.weight.reshape(-1, *kernel.window))
+        )
         params = _by_block(kernel.blocks, epilogue, expression.channel_params, 1, isa)
         return Made(kernel, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
                              scalars(expression)))  # fmt: skip

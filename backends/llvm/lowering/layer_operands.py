@@ -61,7 +61,7 @@ def read_operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None
     """
     argument: Any = node.args[0]
     known = builder.read(argument).plain
-    integers = _integers(builder, node, axis)
+    integers = builder.store.read((node.name, "integers"), lambda: _integers(builder, node, axis))
     if known is not None and known[0].element != "f32" and integers is not None:
         value, scale, zero = known
         weight, scales = integers
@@ -73,10 +73,9 @@ def read_operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None
                 builder.add(ElementwiseStep(node, read_form(value), words))
                 value = words
             return Operands(value, scale, zero, weight, scales, _bias(builder, node))
-    floats = _floats(builder, node)
-    if floats is None or builder.infos[node].dtype != torch.float32:
+    weight = builder.store.read((node.name, "floats"), lambda: _floats(builder, node, axis))
+    if weight is None or builder.infos[node].dtype != torch.float32:
         return None
-    weight = _output_channels_first(floats, int(builder.param(node, "groups", 1))) if axis else floats
     ones = torch.ones(weight.shape[0], dtype=torch.double)
     return Operands(builder.float_value(argument), 1.0, 0, weight, ones, _bias(builder, node))
 
@@ -101,8 +100,15 @@ def _output_channels_first(weight: Tensor, groups: int) -> Tensor:
     return weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
-def _floats(builder: Builder, node: fx.Node) -> Tensor | None:
-    """The fp32 weight of a layer."""
+def _floats(builder: Builder, node: fx.Node, axis: int) -> Tensor | None:
+    """The fp32 weight of a layer, output channels first."""
+    weight = _float_weight(builder, node)
+    if weight is None or not axis:
+        return weight
+    return _output_channels_first(weight, int(builder.param(node, "groups", 1)))
+
+
+def _float_weight(builder: Builder, node: fx.Node) -> Tensor | None:
     if node.op == "call_module":
         layer: Any = builder.modules[str(node.target)]
         plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not is_parametrized(layer)

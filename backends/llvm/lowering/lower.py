@@ -28,6 +28,7 @@ from .rules.rule import Rule
 from .steps import ElementwiseStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
+from .weights import WeightStore
 
 RULES: Mapping[str, Rule] = {
     **weighted.RULES,
@@ -55,15 +56,18 @@ class Lowering:
         gm: the graph of the program.
         given: the values of the placeholders; only their shapes, dtypes and strides matter.
         isa: the instruction set.
+        store: what the plans of the program share.
     """
 
-    def __init__(self, gm: fx.GraphModule, given: Mapping[fx.Node, Any], isa: Isa) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, given: Mapping[fx.Node, Any], isa: Isa, store: WeightStore | None = None
+    ) -> None:
         self.gm, self.given, self.isa = gm, given, isa
         self.inputs: list[fx.Node] = []
         self.outputs: list[Storage] = []
         self.returned: dict[fx.Node, int] = {}
         infos, statics = sizes(gm, given)
-        self.builder = Builder(gm, infos, statics, isa)
+        self.builder = Builder(gm, infos, statics, isa, store or WeightStore())
         self.views: list[fx.Node] = []
 
     def plan(self) -> Plan:
@@ -231,8 +235,15 @@ def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Nod
             statics[node] = value
         return value
 
+    def around(node: fx.Node, run: Callable[[fx.Node], Any]) -> Any:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        # Its weights may be large, and its values do not matter.
+        shaped = getattr(layer, "empty_result", None)
+        return shaped(*map_arg(node.args, visitor.env.__getitem__)) if shaped is not None else run(node)
+
+    visitor = Visitor(gm, see, around=around)
     with torch.no_grad():
-        Visitor(gm, see).run(*given.values())
+        visitor.run(*given.values())
     return infos, statics
 
 

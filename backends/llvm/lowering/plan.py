@@ -22,6 +22,7 @@ from .steps import AnyStep, Argument, FillStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
 from .waits import find_waits
+from .weights import Packed
 
 DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
 
@@ -68,6 +69,7 @@ class Plan:
         native: the native steps, once each.
         rows: the native steps as they run.
         made: the kernel of each native step.
+        packed: the bytes of the weights that it reads, and keeps alive.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Plan:
         self.inputs, self.outputs, self.result, self.returned = list(inputs), list(outputs), result, dict(returned)
         self.memory = Memory.of(self.steps)
         self.constants = Constants()
+        self.packed: dict[Packed, int] = {}
         self.native: list[Step | FillStep] = []
         self.segments: list[Segment] = []
         self.rows: list[Row] = []
@@ -107,10 +110,13 @@ class Plan:
             arguments = addresses[row.step]
             if row.round:
                 arguments = tuple(replace(a, offset=a.offset + row.round * a.drift) for a in arguments)
-            native.append(NativeStep(names[kernel], arguments, kernel.items, wait))
+            native.append(NativeStep(names[kernel], arguments, kernel.numbers, kernel.items, wait))
         return NativeProgram(native, library, self.memory.arena_bytes, self.constants.joined())
 
     def _address(self, argument: Argument) -> Address:
+        if isinstance(argument, Packed):
+            self.packed[argument] = argument.memory.numel()
+            return Address("fixed", argument.memory.data_ptr())
         if isinstance(argument, Tensor):
             return Address("constant", self.constants.add(argument))
         if isinstance(argument, Storage):

@@ -27,6 +27,9 @@ class PlannedLayer(DynamicLayer):
         isa: the instruction set.
     """
 
+    in_features: int
+    out_features: int
+
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{', relu' * spec.relu}")
         self._isa = isa
@@ -47,6 +50,12 @@ class PlannedLayer(DynamicLayer):
             self._programs[None] = self._planned(graph, self._reference[0])
         return self._programs[None]
 
+    def empty_result(self, input: Tensor) -> Tensor:
+        """A tensor like the result, whose values do not matter."""
+        if input.shape[-1] != self.in_features:
+            raise RuntimeError(f"input.size(-1) must be in_features, {self.in_features}; got {input.shape[-1]}.")
+        return input.new_zeros(*input.shape[:-1], self.out_features)
+
     def _planned(self, graph: fx.Graph, layer: nn.Module) -> PlannedProgram:
         gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
         return PlannedProgram(FrozenProgram(gm, ((), {})), self._isa)
@@ -59,6 +68,7 @@ class PlannedRecurrent(PlannedLayer):
     """``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` or a cell: batched or not, packed sequences, initial states."""
 
     input_size: int
+    empty_result = None
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)

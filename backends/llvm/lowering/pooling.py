@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..codegen.isa import Isa
-from ..kernels.axes import Axis, merged
+from ..kernels.axes import Axis, freed, merged
 from ..kernels.epilogue import Epilogue
 from ..kernels.pool import MaxPool, SumPool
 from ..kernels.pool import Window as PoolWindow
@@ -47,7 +47,7 @@ class SumStep(Step):
         window_loops = tuple((a.size, a.moves[0]) for a in merged(inside))
         channels = self.target.shape[1]
         vectors = next((v for v in (4, 2, 1) if v * isa.lanes * 4 <= channels and self._joins(epilogue)), 1)
-        kernel = SumPool(tuple(merged(axes)), window_loops, channels, self.source.element, vectors, epilogue, isa)
+        kernel = SumPool(freed(merged(axes)), window_loops, channels, self.source.element, vectors, epilogue, isa)
         operands = [v.expanded(self.target.shape) for v in expression.operands]
         return Made(kernel, (value, self.target, *operands, scalars(expression)))
 
@@ -61,7 +61,7 @@ class MaxStep(Step):
     def make(self, isa: Isa) -> Made:
         (source,) = self.form.values
         strides, target = source.strides, self.target.strides
-        outer = tuple(merged([Axis(self.target.shape[0], (strides[0], target[0]))]))
+        outer = freed(merged([Axis(self.target.shape[0], (strides[0], target[0]))]))
         windows = tuple(
             PoolWindow(self.target.shape[a], target[a], source.shape[a], strides[a], w.size, w.stride, w.padding)
             for a, w in enumerate(self.windows, 2)

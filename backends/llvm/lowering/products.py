@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..codegen.isa import Isa
-from ..kernels.axes import Axis, merged
+from ..kernels.axes import Axis, freed, merged
 from ..kernels.blocks import Block
 from ..kernels.gemm import Gemm
 from ..kernels.panels import Panels
@@ -41,7 +41,7 @@ class PanelStep(Step):
         source, target = self.source, self.target
         *groups, depth, _ = source.shape
         outer = merged([Axis(n, (target.strides[a], source.strides[a])) for a, n in enumerate(groups)])
-        kernel = Panels(tuple(outer), depth, source.strides[-2], element(source, len(groups) + 1), self.blocks, isa)
+        kernel = Panels(freed(outer), depth, source.strides[-2], element(source, len(groups) + 1), self.blocks, isa)
         return Made(kernel, (target, source))
 
 
@@ -84,7 +84,7 @@ class ProductStep(Step):
         free = [Axis(1, (0,) * (2 + len(operands)))] * (2 - len(free)) + free
         outer += free[:-2]
         draft = Gemm(
-            tuple(outer), tuple(range(len(grouped))), free[-2], free[-1], (), 4 * self.depth, "f32", False,
+            freed(outer), tuple(range(len(grouped))), *freed(free[-2:]), (), 4 * self.depth, "f32", False,
             shape[last], epilogue, self.blocks[0].vectors, False, isa,
         )  # fmt: skip
         gemm = choose_tile(draft, vectors=draft.vectors)

@@ -18,10 +18,11 @@ from ..codegen.isa import Isa
 from .kernel_errors import kernel_errors
 from .lower import Lowering
 from .plan import Plan
+from .weights import WeightStore
 
-PLANS = 8  # that are kept
+PLANS = 32  # that are kept
 MANY_SHAPES = (
-    f"Inputs of more than {PLANS} shapes: each new one takes a plan, and seconds for kernels of new shapes. "
+    f"Inputs of more than {PLANS} shapes: each new one takes a plan, and time for kernels of new shapes. "
     "Pad inputs to a few shapes, or use backend='x86'."
 )
 
@@ -38,11 +39,12 @@ class PlannedProgram:
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
         self._lock, self._built = process_lock(), 0
+        self._store = WeightStore()
 
     def on_example(self) -> tuple[Mapping[fx.Node, KernelChoice], int]:
         """What runs each op on the example, and the bytes of weights and parameters as they are packed for it."""
         plan, lowering = self._planned(self._given(*self.program.example))
-        return lowering.choices, plan.constants.size
+        return lowering.choices, plan.constants.size + sum(plan.packed.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self._given(args, kwargs)
@@ -70,7 +72,7 @@ class PlannedProgram:
                 self._built += 1
                 if self._built == PLANS + 1:
                     log.warning(MANY_SHAPES)
-                lowering = Lowering(self.program.module, given, self.isa)
+                lowering = Lowering(self.program.module, given, self.isa, self._store)
                 self._plans[key] = lowering.plan(), lowering
                 while len(self._plans) > PLANS:
                     self._plans.popitem(last=False)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...base.dynamic_spec import DynamicSpec
+from ...base.dynamic_spec import DynamicSpec, RoundedWeight
 from ...base.weights import IntegerWeight
 from .builder import Builder
 from .contraction import ContractionStep, Window
@@ -29,9 +29,14 @@ class Matrix:
     scales: Tensor
 
     @staticmethod
-    def of(spec: DynamicSpec, name: str) -> Matrix:
+    def of(builder: Builder, spec: DynamicSpec, name: str) -> Matrix:
         """A weight [outputs, inputs] of a layer."""
         known = spec.weights[name]
+        matrix: Matrix = builder.store.read((id(known), name), lambda: Matrix._of(known))
+        return matrix
+
+    @staticmethod
+    def _of(known: RoundedWeight) -> Matrix:
         if not isinstance(known, IntegerWeight):
             return Matrix(known, torch.ones(known.shape[0], dtype=torch.double))
         shifted = known.integers.short() - known.zero_point.reshape(-1, 1).short()
@@ -59,14 +64,15 @@ class Rows:
         shifted = Form.of(Total(), matrix.scales).plus(self.zero.scaled(-matrix.scales * sums))
         return Form.of(Apply("mul", (shifted, self.scale)), 1.0, bias)
 
-    def steps(self, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
+    def steps(self, builder: Builder, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
         """The step that computes ``form`` over the sums."""
         axes = len(self.value.shape)
         channels_first = (0, axes - 1, *range(1, axes - 1))
         own = form.with_values(lambda v: v.expanded(target.shape).permuted(channels_first))
-        taps = matrix.weight.reshape(*matrix.weight.shape, *[1] * (axes - 2))
+        weight = matrix.weight
+        taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
         return [ContractionStep(node, own, target.permuted(channels_first), source=self.value.permuted(channels_first),
-                                weight=taps, windows=(Window(1),) * (axes - 2))]  # fmt: skip
+                                weight=taps, windows=(Window(1),) * (axes - 2), store=builder.store)]  # fmt: skip
 
 
 def rows_of(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> Rows:

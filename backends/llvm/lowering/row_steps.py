@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..codegen.isa import Isa
-from ..kernels.axes import Axis, merged
+from ..kernels.axes import Axis, freed, merged
 from ..kernels.rows import RowOperation, Rows
 from .steps import Made, Step, element, scalars
 from .terms import Expression, Form
@@ -52,7 +52,7 @@ class RowStep(Step):
         order = [a for a in self.target.order() if a != last]
         outer = merged([Axis(shape[a], tuple(t.strides[a] for t in tensors)) for a in order])
         elements = tuple(element(v, last) for v in inputs)
-        kernel = Rows(self.operation, tuple(outer), shape[-1], self.epsilon, source, elements, epilogue, isa)
+        kernel = Rows(self.operation, freed(outer), shape[-1], self.epsilon, source, elements, epilogue, isa)
         lanes = kernel.block.vectors * isa.lanes
         params = [torch.nn.functional.pad(p, (0, lanes - p.numel())) for p in expression.channel_params]
         packed = torch.cat(params) if params else torch.zeros(1)

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from ..codegen.expr import Output
 from ..codegen.isa import Isa
-from ..kernels.axes import Axis, merged
+from ..kernels.axes import Axis, freed, merged
 from ..kernels.elementwise import Elementwise
 from ..kernels.epilogue import Epilogue
 from ..kernels.fill import FillHalo
@@ -21,8 +21,9 @@ from ..runtime.kernels import Kernel
 from .storage import Storage
 from .terms import Expression, Form
 from .values import Value
+from .weights import Packed
 
-Argument = Value | Storage | Tensor  # a storage stands for the first byte of its memory
+Argument = Value | Storage | Tensor | Packed  # a storage stands for the first byte of its memory
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ class ElementwiseStep(Step):
         elements = tuple(
             Element(v.element, move, user) for v, move, user in zip(operands, inner.moves[1:], bounded, strict=True)
         )
-        kernel: Kernel = Elementwise(tuple(outer), inner.size, Epilogue(output, elements), isa)
+        kernel: Kernel = Elementwise(freed(outer), inner.size, Epilogue(output, elements), isa)
         if outer and 1 < inner.size <= MOST_CHANNELS and outer[-1].moves[0] == inner.size * size:
             along = tuple(Element(e.kind, m, e.bounded) for e, m in zip(elements, outer[-1].moves[1:], strict=True))
             if all(e.contiguous or e.step == 0 for e in along):
-                kernel = Interleave(tuple(outer[:-1]), outer[-1].size, inner, Epilogue(output, along), isa)
+                kernel = Interleave(freed(outer[:-1]), outer[-1].size, inner, Epilogue(output, along), isa)
         return Made(kernel, (self.target, *operands, scalars(expression)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 from ..codegen.isa import Isa
 from ..kernels.axes import count
@@ -19,6 +20,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8)  # registers of channels in a block that are tried
 TEAM = 2  # threads that work should at least divide evenly for
 
 
+@cache
 def choose_tile(gemm: Gemm, vectors: int | None = None) -> Gemm:
     """``gemm`` with the tile and the order of work of least cost.
 

@@ -18,11 +18,16 @@ KEPT = 2048  # kernels whose code stays in memory
 
 
 class Kernel(Protocol):
-    """A description of shapes that emits its code; two that are equal have the same code."""
+    """A description of shapes that emits its code; two whose repr() is the same have the same code."""
 
     @property
     def items(self) -> int:
         """Units of work."""
+        ...
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the code reads at run time; its repr() does not tell them."""
         ...
 
     def emit(self, name: str) -> str:
@@ -35,7 +40,7 @@ _OBJECTS: OrderedDict[tuple[Cpu, str], bytes] = OrderedDict()
 
 
 def kernel_name(kernel: Kernel) -> str:
-    """A name that is the same for equal kernels, and in every process."""
+    """A name that is the same for kernels of the same code, and in every process."""
     return f"{type(kernel).__name__.lower()}_{hashlib.sha256(repr(kernel).encode()).hexdigest()[:32]}"
 
 

@@ -20,7 +20,7 @@ from .driver import CONTEXT, DRIVER, ENTRY, STEP
 from .jit import Library, compile_ir
 from .openmp import openmp
 
-Space = Literal["arena", "constant", "given"]
+Space = Literal["arena", "constant", "given", "fixed"]
 SLACK = 256  # bytes before and after, as kernels may read past the end of a tensor
 ALIGNMENT = 64
 HUGE_PAGE = 2 * 2**20
@@ -28,7 +28,7 @@ HUGE_PAGE = 2 * 2**20
 
 @dataclass(frozen=True)
 class Address:
-    """A place in the arena, in the constants, or in a tensor that is given with a call.
+    """A place in the arena, in the constants, in a tensor that is given with a call, or at a fixed address.
 
     Attributes:
         index: the number of the given tensor.
@@ -48,11 +48,13 @@ class NativeStep:
 
     Attributes:
         kernel: its name.
+        numbers: what it reads at run time.
         wait: all threads must have done the steps before.
     """
 
     kernel: str
     arguments: tuple[Address, ...]
+    numbers: tuple[int, ...]
     items: int
     wait: bool
 
@@ -94,6 +96,11 @@ class NativeProgram:
     def __init__(self, steps: Sequence[NativeStep], library: Library, arena_bytes: int, constants: Tensor) -> None:
         self.steps, self.library, self.arena_bytes, self.constants = steps, library, arena_bytes, constants
         self._idle: list[Arena] = []
+        places: dict[tuple[int, ...], int] = {}
+        for step in steps:
+            places.setdefault(step.numbers, sum(map(len, places)))
+        self._numbers = np.array([n for numbers in places for n in numbers] or [0], dtype=np.int64)
+        self.numbers_at = {numbers: self._numbers.ctypes.data + 8 * place for numbers, place in places.items()}
         _driver()
 
     @contextmanager
@@ -125,11 +132,12 @@ class Arena:
         self._program = program
         self._arrived = aligned_bytes(ALIGNMENT).numpy()
         steps = program.steps
-        starts = np.cumsum([0, *(len(s.arguments) for s in steps)])
+        starts = np.cumsum([1, *(len(s.arguments) + 1 for s in steps)])  # the word before is for the numbers
         self._arguments = np.zeros(max(int(starts[-1]), 1), dtype=np.int64)
-        base = {"arena": self.memory.data_ptr(), "constant": program.constants.data_ptr()}
+        base = {"arena": self.memory.data_ptr(), "constant": program.constants.data_ptr(), "fixed": 0}
         self._given: list[tuple[int, int, int]] = []  # place of the argument, number of the tensor, offset
         for start, step in zip(starts, steps, strict=False):
+            self._arguments[start - 1] = program.numbers_at[step.numbers]
             for i, address in enumerate(step.arguments, int(start)):
                 if address.space == "given":
                     self._given.append((i, address.index, address.offset))

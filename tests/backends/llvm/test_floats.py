@@ -71,7 +71,7 @@ FORWARDS = {
 
 @pytest.mark.parametrize("name", FORWARDS)
 def test_attention(name: str) -> None:
-    """Torch computes no more than a mask; the same bits on all instruction sets, and what torch gives up to rounding."""
+    """Torch computes no more than a mask; the same bits on all instruction sets, which torch gives up to rounding."""
     torch.manual_seed(0)
     model = Lambda(FORWARDS[name], qkv=nn.Linear(24, 192), out=nn.Linear(64, 24), mask=BOOL,
                    bias=torch.randn(4, 7, 7), matrix=torch.randn(64, 64)).eval()  # fmt: skip

@@ -26,12 +26,12 @@ def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     if len(shape) < 2 or shape[-1] > LARGEST:
         return False
     value = builder.row_major(builder.float_value(argument), node)
-    matrix, bias = Matrix.of(spec, "weight"), spec.vector("bias")
+    matrix, bias = Matrix.of(builder, spec, "weight"), spec.vector("bias")
     rows = rows_of(builder, node, value, [matrix])
     form = rows.product(matrix, 0.0 if bias is None else bias.double())
 
     def draft(form: Form, target: Value) -> list[Step]:
-        return rows.steps(node, matrix, form, target)
+        return rows.steps(builder, node, matrix, form, target)
 
     form = bounded(form, 0.0, math.inf) if spec.relu else form
     builder.set(node, form, order=tuple(range(len(shape))), draft=draft)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
@@ -42,7 +43,8 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight)
-        return [ContractionStep(node, own, target, source=source, weight=weight, windows=windows, groups=groups)]
+        return [ContractionStep(node, own, target, source=source, weight=weight, windows=windows, groups=groups,
+                                store=builder.store)]  # fmt: skip
 
     builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft, per_channel=True)
     return True
@@ -75,16 +77,15 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
     def draft(form: Form, target: Value) -> list[Step]:
         steps: list[Step] = []
         for place in itertools.product(*phases):
-            taps, part, windows = weight, target, []
+            taps, part, windows = builder.store.read((node.name, place), partial(_taps, weight, place)), target, []
             for axis, phase in enumerate(place, 2):
-                taps = taps.index_select(axis, torch.tensor(phase.taps))
                 part = part.narrowed(axis, phase.first, phase.count, strides[axis - 2])
                 windows.append(Window(len(phase.taps), 1, phase.padding))
             own = operands.without_zero(form, taps).with_values(
                 lambda v: _narrowed(v.expanded(target.shape), place, strides)  # noqa: B023
             )
             steps.append(ContractionStep(node, own, part, source=source, weight=taps, windows=tuple(windows),
-                                         groups=groups))  # fmt: skip
+                                         groups=groups, store=builder.store))  # fmt: skip
         return steps
 
     builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft)
@@ -122,6 +123,13 @@ class Phase:
         return Phase(first, count, taps, -begin, max(0, -begin), max(0, after))
 
 
+def _taps(weight: Tensor, place: tuple[Phase, ...]) -> Tensor:
+    """The taps that meet the inputs at a place within a stride."""
+    for axis, phase in enumerate(place, 2):
+        weight = weight.index_select(axis, torch.tensor(phase.taps))
+    return weight
+
+
 def _narrowed(value: Value, place: tuple[Phase, ...], strides: tuple[int, ...]) -> Value:
     for axis, (phase, stride) in enumerate(zip(place, strides, strict=True), 2):
         value = value.narrowed(axis, phase.first, phase.count, stride)
@@ -137,7 +145,8 @@ def linear(builder: Builder, node: fx.Node) -> bool:
     value = builder.row_major(operands.value, node)
     channels_first = (0, axes - 1, *range(1, axes - 1))
     source = value.permuted(channels_first)
-    weight = operands.weight.reshape(*operands.weight.shape, *[1] * (axes - 2))
+    matrix = operands.weight
+    weight = builder.store.read((node.name, axes), lambda: matrix.reshape(*matrix.shape, *[1] * (axes - 2)))
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight).with_values(
@@ -145,7 +154,7 @@ def linear(builder: Builder, node: fx.Node) -> bool:
         )
         windows = (Window(1),) * (axes - 2)
         return [ContractionStep(node, own, target.permuted(channels_first), source=source, weight=weight,
-                                windows=windows)]  # fmt: skip
+                                windows=windows, store=builder.store)]  # fmt: skip
 
     builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
     return True

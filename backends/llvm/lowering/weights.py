@@ -1,0 +1,57 @@
+"""The weights of a program, packed for its kernels: once, whatever shapes it is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.native import ALIGNMENT, aligned_bytes
+
+SLAB = 4 * 2**20  # bytes that are allocated at once: many weights share huge pages
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weights as a kernel reads them, at a fixed place."""
+
+    memory: Tensor
+
+
+class WeightStore:
+    """What the plans of one program share."""
+
+    def __init__(self) -> None:
+        self._read: dict[Hashable, Any] = {}
+        self._packed: dict[tuple[int, Hashable], Packed] = {}
+        self._slab, self._used = aligned_bytes(0), 0
+
+    def read(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, which is called once for each ``key``."""
+        if key not in self._read:
+            self._read[key] = make()
+        return self._read[key]
+
+    def packed(self, weight: Tensor, layout: Hashable, pack: Callable[[], Tensor]) -> Packed:
+        """``weight`` in a layout.
+
+        Args:
+            weight: of :meth:`read`, whose identity stands for its values.
+        """
+        key = id(weight), layout
+        if key not in self._packed:
+            self._read[key] = weight  # so that no other tensor gets its identity
+            self._packed[key] = Packed(self._placed(pack()))
+        return self._packed[key]
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        raw = tensor.contiguous().view(-1).view(torch.uint8)
+        if self._used + raw.numel() > self._slab.numel():
+            self._slab, self._used = aligned_bytes(max(SLAB, raw.numel())), 0
+        place = self._slab[self._used : self._used + raw.numel()]
+        place.copy_(raw)
+        self._used += -(-raw.numel() // ALIGNMENT) * ALIGNMENT
+        return place
