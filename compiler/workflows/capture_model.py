@@ -95,11 +95,16 @@ def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> Captured
 
 def _opened(model: CapturedModel, original: nn.Module, batch: Batch) -> CapturedModel:
     """``model``, captured by ``torch.export`` if ``torch.fx`` has left attentions whole, whose layers are inside."""
-    targets = {n.target for n in model.gm.graph.nodes if n.op == "call_module"}
-    if any(isinstance(model.gm.get_submodule(str(t)), _ATTENTIONS) for t in targets):
+    if has_whole_attention(model.gm):
         with contextlib.suppress(CaptureError):
             return _exported(original, model, batch)
     return replace(model, original=None)
+
+
+def has_whole_attention(gm: fx.GraphModule) -> bool:
+    """Whether ``torch.fx`` has left an attention of torch whole, whose layers are inside."""
+    targets = {n.target for n in gm.graph.nodes if n.op == "call_module"}
+    return any(isinstance(gm.get_submodule(str(t)), _ATTENTIONS) for t in targets)
 
 
 def _exported(module: nn.Module, model: CapturedModel | UntracedModel, batch: Batch) -> CapturedModel:

@@ -30,6 +30,7 @@ from ..core.errors import CaptureError
 from ..core.progress import stage
 from ..execution.interface import ANY_CALL, Interface
 from ..report.dynamic_report import GraphPart
+from .capture_model import has_whole_attention
 from .options import Options
 
 
@@ -83,9 +84,10 @@ def _captured(tree: nn.Module, options: Options, varies: bool) -> tuple[fx.Graph
         if varies:
             raise CaptureError("forward() may branch on what it is given.")
         gm = capture(tree, options.leaf_modules, share_parameters=True)
-        _share_layers(gm, tree)
-        normalize(gm)
-        return gm, ANY_CALL
+        if options.example is None or not has_whole_attention(gm):
+            _share_layers(gm, tree)
+            normalize(gm)
+            return gm, ANY_CALL
     except CaptureError:
         if options.example is None or options.leaf_modules:
             raise

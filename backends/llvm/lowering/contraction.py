@@ -113,22 +113,10 @@ class ContractionStep(Step):
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
         half = self.weight.dtype == torch.float16
-        *outer, height, width = freed((*outer, height, width))
         draft = Gemm(
-            tuple(outer),
-            (0,) * (groups > 1),
-            height,
-            width,
-            loops,
-            run,
-            element,
-            half,
-            outputs,
-            epilogue,
-            1,
-            False,
-            isa,
-        )
+            freed(outer), (0,) * (groups > 1), *freed((height, width)), loops, run, element, half, outputs, epilogue, 1,
+            False, isa,
+        )  # fmt: skip
         gemm = choose_tile(draft)
         layout = ("gemm", gemm.element, gemm.depth, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
         weights = self.store.packed(self.weight, layout, lambda: _packed(gemm, self.weight, groups))
@@ -149,7 +137,8 @@ class ContractionStep(Step):
         element, channels = self.source.element, self.weight.shape[0]
         draft = Depthwise(
             freed((batch,) if batch.size > 1 else ()), *freed(spatial[:1]), spatial[1],
-            (windows[0].size, windows[1].size), moves[0], moves[1], windows[0].stride, windows[1].stride, element, channels, epilogue, isa,
+            (windows[0].size, windows[1].size), moves[0], moves[1], windows[0].stride, windows[1].stride, element,
+            channels, epilogue, isa,
         )  # fmt: skip
         kernel = depthwise_tile(draft, windows[0].dilation)
         layout = ("depthwise", element, kernel.window, tuple(kernel.uses()), tuple(kernel.blocks), epilogue.together,
