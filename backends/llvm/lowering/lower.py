@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from ....compiler.execution.shapes import ValueInfo
 from ....compiler.execution.visitor import Visitor
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.backend import KernelChoice
 from ...base.dynamic_layer import DynamicLayer
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
-from ...base.op import OpRow, Output
+from ...base.op import OpRow
 from ...ops.table import OPS
 from ..codegen.isa import Isa
 from .builder import Builder
@@ -25,6 +24,7 @@ from .lazy import read_form
 from .plan import Plan
 from .rules import copies, dynamic, norms, pointwise, pools, products, recurrent, shapes, weighted
 from .rules.rule import Rule
+from .sizes import sizes
 from .steps import ElementwiseStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
@@ -220,35 +220,3 @@ class Lowering:
         else:
             builder.emit(lazy, lazy.clamped, target)
         return node
-
-
-def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Node, ValueInfo], dict[fx.Node, Any]]:
-    """Shape and dtype of each tensor, and the sizes that depend on shapes alone, from one run in torch."""
-    infos: dict[fx.Node, ValueInfo] = {}
-    statics: dict[fx.Node, Any] = {}
-    modules = dict(gm.named_modules())
-
-    def see(node: fx.Node, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            infos[node] = ValueInfo(tuple(value.shape), value.dtype)
-        elif node.op != "output" and _is_size(node, modules, statics):
-            statics[node] = value
-        return value
-
-    def around(node: fx.Node, run: Callable[[fx.Node], Any]) -> Any:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        # Its weights may be large, and its values do not matter.
-        shaped = getattr(layer, "empty_result", None)
-        return shaped(*map_arg(node.args, visitor.env.__getitem__)) if shaped is not None else run(node)
-
-    visitor = Visitor(gm, see, around=around)
-    with torch.no_grad():
-        visitor.run(*given.values())
-    return infos, statics
-
-
-def _is_size(node: fx.Node, modules: Mapping[str, Any], statics: Mapping[fx.Node, Any]) -> bool:
-    row = OPS.of(node, modules)
-    if row is not None and row.output is Output.META:
-        return True
-    return node.op == "call_function" and all(n in statics for n in node.all_input_nodes)

@@ -37,7 +37,7 @@ def check(model: nn.Module, *shape: int) -> None:
     window=st.integers(1, 4), stride=st.integers(1, 3), dilation=st.integers(1, 2), size=st.integers(5, 9),
     transposed=st.booleans(), depthwise=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=16)
+@settings(max_examples=10)
 def test_convolutions(
     axes: int, inputs: int, outputs: int, groups: int, window: int, stride: int, dilation: int, size: int,
     transposed: bool, depthwise: bool,
@@ -57,7 +57,7 @@ def test_convolutions(
 
 
 @given(inputs=st.integers(1, 200), outputs=st.integers(1, 200), rows=st.integers(1, 40), middle=st.integers(0, 5))
-@settings(max_examples=6)
+@settings(max_examples=4)
 def test_linear(inputs: int, outputs: int, rows: int, middle: int) -> None:
     check(
         nn.Sequential(nn.Linear(inputs, 33), nn.ReLU(), nn.Linear(33, outputs)), rows, *[middle] * (middle > 0), inputs
@@ -68,7 +68,7 @@ def test_linear(inputs: int, outputs: int, rows: int, middle: int) -> None:
     channels=st.integers(1, 140), window=st.integers(1, 4), stride=st.integers(1, 3), size=st.integers(5, 12),
     ceil=st.booleans(), kind=st.sampled_from(["max", "average", "adaptive"]),
 )  # fmt: skip
-@settings(max_examples=8)
+@settings(max_examples=5)
 def test_pools(channels: int, window: int, stride: int, size: int, ceil: bool, kind: str) -> None:
     pool = {
         "max": nn.MaxPool2d(window, stride, window // 2, ceil_mode=ceil),

@@ -25,7 +25,9 @@ def frozen(name: str) -> FrozenModel:
     return freeze_all(prepare_and_calibrate(settled(name), batches(name, 1), options, 1))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "shufflenet_v2", "bert_encoder"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("mobilenet_v3_large", marks=pytest.mark.slow), "shufflenet_v2", "bert_encoder"]
+)
 def test_every_int8_op_and_every_border_has_a_time(name: str) -> None:
     model = frozen(name)
     assignment = model.assignment
