@@ -42,6 +42,11 @@ class Axis:
             return ()
         return self.tiles, self.size - self.tile, *(m for m in self.moves if m and self.tile == 1)
 
+    @property
+    def freed(self) -> Axis:
+        """The axis, free unless it has one index."""
+        return replace(self, free=self.size > 1)
+
     def start(self, c: Code, index: Value) -> Value:
         """The first index of a tile, of an axis that is not free."""
         start = c.times(index, self.tile)
@@ -50,7 +55,7 @@ class Axis:
 
 def freed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
     """The axes, free but for those of one."""
-    return tuple(replace(axis, free=axis.size > 1) for axis in axes)
+    return tuple(axis.freed for axis in axes)
 
 
 def count(axes: Sequence[Axis]) -> int:

@@ -114,8 +114,8 @@ class ContractionStep(Step):
         height, width = axes[-2:]
         half = self.weight.dtype == torch.float16
         draft = Gemm(
-            freed(outer), (0,) * (groups > 1), *freed((height, width)), loops, run, element, half, outputs, epilogue, 1,
-            False, isa,
+            freed(outer), (0,) * (groups > 1), height.freed, width.freed, loops, run, element, half, outputs,
+            epilogue, 1, False, isa,
         )  # fmt: skip
         gemm = choose_tile(draft)
         layout = ("gemm", gemm.element, gemm.depth, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
@@ -136,7 +136,7 @@ class ContractionStep(Step):
         moves = [windows[0].dilation * (strides[-2] if len(self.windows) == 2 else 0), strides[-1]]
         element, channels = self.source.element, self.weight.shape[0]
         draft = Depthwise(
-            freed((batch,) if batch.size > 1 else ()), *freed(spatial[:1]), spatial[1],
+            freed((batch,) if batch.size > 1 else ()), spatial[0].freed, spatial[1],
             (windows[0].size, windows[1].size), moves[0], moves[1], windows[0].stride, windows[1].stride, element,
             channels, epilogue, isa,
         )  # fmt: skip

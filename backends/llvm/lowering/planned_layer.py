@@ -50,8 +50,8 @@ class PlannedLayer(DynamicLayer):
             self._programs[None] = self._planned(graph, self._reference[0])
         return self._programs[None]
 
-    def empty_result(self, input: Tensor) -> Tensor:
-        """A tensor like the result, whose values do not matter."""
+    def empty_result(self, input: Tensor) -> Tensor | None:
+        """A tensor like the result, whose values do not matter. None: not known."""
         if input.shape[-1] != self.in_features:
             raise RuntimeError(f"input.size(-1) must be in_features, {self.in_features}; got {input.shape[-1]}.")
         return input.new_zeros(*input.shape[:-1], self.out_features)
@@ -68,7 +68,6 @@ class PlannedRecurrent(PlannedLayer):
     """``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` or a cell: batched or not, packed sequences, initial states."""
 
     input_size: int
-    empty_result = None
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)
@@ -83,6 +82,9 @@ class PlannedRecurrent(PlannedLayer):
         if input.dim() == (1 if self.is_cell else 2):
             return self._single(input, hx)
         return self._call(hx, False, input)
+
+    def empty_result(self, input: Any, *rest: Any) -> None:
+        """Not known before it runs."""
 
     def _single(self, input: Tensor, hx: Any) -> Any:
         """Without a batch axis."""

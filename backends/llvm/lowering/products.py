@@ -84,7 +84,7 @@ class ProductStep(Step):
         free = [Axis(1, (0,) * (2 + len(operands)))] * (2 - len(free)) + free
         outer += free[:-2]
         draft = Gemm(
-            freed(outer), tuple(range(len(grouped))), *freed(free[-2:]), (), 4 * self.depth, "f32", False,
+            freed(outer), tuple(range(len(grouped))), free[-2].freed, free[-1].freed, (), 4 * self.depth, "f32", False,
             shape[last], epilogue, self.blocks[0].vectors, False, isa,
         )  # fmt: skip
         gemm = choose_tile(draft, vectors=draft.vectors)

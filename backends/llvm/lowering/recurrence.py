@@ -47,12 +47,13 @@ class Recurrence:
         self, builder: Builder, node: fx.Node, spec: DynamicSpec, value: Value, mask: Value | None = None
     ) -> None:
         self.builder, self.node, self.spec = builder, node, spec
-        self.layer: Any = spec.layer
+        layer: Any = spec.layer
+        self.layer = layer
         self.kind = spec.op.removesuffix("cell")
         self.sequence, self.mask = value, mask
         self.time, self.batch = value.shape[:2]
-        self.size: int = self.layer.hidden_size
-        self.channels: int = getattr(self.layer, "proj_size", 0) or self.size  # of the output
+        self.size: int = layer.hidden_size
+        self.channels: int = getattr(layer, "proj_size", 0) or self.size  # of the output
         self.ends: list[list[Value]] = []
 
     def run(self, states: Sequence[Value]) -> Value:

@@ -32,7 +32,8 @@ def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Nod
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         # Its weights may be large, and its values do not matter.
         shaped = getattr(layer, "empty_result", None)
-        return shaped(*map_arg(node.args, visitor.env.__getitem__)) if shaped is not None else run(node)
+        result = shaped(*map_arg(node.args, visitor.env.__getitem__)) if shaped is not None else None
+        return run(node) if result is None else result
 
     visitor = Visitor(gm, see, around=around)
     with torch.no_grad():
