@@ -213,8 +213,8 @@ def fxquant_compiled(scheme: Any, **options: Any) -> Build:
     def build(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
         import fxquant
 
-        data = calibration if scheme == "static" else None
-        return _caller(fxquant.compile(model, scheme=scheme, calibration=data, **options))
+        data: dict[str, Any] = {"calibration": calibration} if scheme == "static" else {"example": calibration[0]}
+        return _caller(fxquant.compile(model, scheme=scheme, **data, **options))
 
     return build
 
