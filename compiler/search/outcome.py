@@ -63,7 +63,8 @@ def shortfall(evaluator: Evaluator, chosen: Trial, float_value: float) -> str | 
     ops = len(evaluator.space.costs.fp32)
     if chosen.within and ops == 0:
         return None
-    if chosen.within and len(chosen.fp32) < ops:
+    # A backend may run ops in fp32 faster than torch does, so that all of them in fp32 is a mix like others.
+    if chosen.within and (len(chosen.fp32) < ops or (chosen.ratio or 1) < 1):
         slower = chosen.ratio is None or chosen.ratio > 1
         return "All mixes within the budget were measured to be slower than the float model." if slower else None
     if evaluator.int8_within:
