@@ -144,7 +144,10 @@ def _onnx(quantize: Quantize) -> Build:
         with tempfile.TemporaryDirectory() as folder:
             exported, prepared, quantized = (f"{folder}/{stage}.onnx" for stage in ("fp32", "prepared", "int8"))
             torch.onnx.export(model, calibration[0], exported, input_names=names, dynamo=True, verbose=False)
-            quant_pre_process(exported, prepared)
+            try:
+                quant_pre_process(exported, prepared)
+            except TypeError:  # its inference of shapes does not know all ops
+                prepared = exported
             quantize(prepared, quantized, map(feed, calibration))
             session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
         return lambda inputs: torch.from_numpy(session.run(None, feed(inputs))[0])

@@ -54,7 +54,8 @@ class MiniLM(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = self.bert(input_ids=ids, attention_mask=mask).last_hidden_state
         weight = mask[..., None].to(hidden.dtype)
-        return F.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1)
+        pooled = (hidden * weight).sum(1) / weight.sum(1)
+        return pooled / pooled.norm(dim=-1, keepdim=True)
 
 
 def minilm() -> tuple[nn.Module, list[Inputs]]:
@@ -93,7 +94,8 @@ class SpeakerEncoder(nn.Module):
 
     def forward(self, mels: Tensor) -> Tensor:
         steps, _ = self.lstm(mels)
-        return F.normalize(torch.relu(self.linear(steps[:, -1])), dim=-1)
+        voice = torch.relu(self.linear(steps[:, -1]))
+        return voice / voice.norm(dim=-1, keepdim=True)
 
 
 def speaker_encoder() -> tuple[nn.Module, list[Inputs]]:

@@ -24,6 +24,7 @@ class Binding:
         per_channel: the weight can have one scale per output channel; False: one scale in all.
         float_output: the int8 form can return fp32, so that its output needs no qparams.
         dynamic: makes the layer with fp32 input and output and int8 or fp16 weights; None if there is none.
+        mixed_weights: such a layer may have some weights in fp16 and others in int8.
         refuse_dynamic: the reason why a given module cannot become such a layer, or None.
     """
 
@@ -34,4 +35,5 @@ class Binding:
     per_channel: bool = True
     float_output: bool = False
     dynamic: Callable[[DynamicSpec], DynamicLayer] | None = None
+    mixed_weights: bool = False
     refuse_dynamic: Callable[[nn.Module], str | None] | None = None

@@ -43,8 +43,8 @@ class DynamicSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """``torch.int8`` or ``torch.float16``."""
-        return torch.int8 if all(isinstance(w, IntegerWeight) for w in self.weights.values()) else torch.float16
+        """``torch.int8`` if any weight has integers, else ``torch.float16``."""
+        return torch.int8 if any(isinstance(w, IntegerWeight) for w in self.weights.values()) else torch.float16
 
     @property
     def without_relu(self) -> DynamicSpec:

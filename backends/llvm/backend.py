@@ -20,7 +20,7 @@ from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
-from .lowering.lower import DYNAMIC
+from .lowering.lower import DYNAMIC, RECURRENT
 from .lowering.planned_layer import planned_layer
 from .lowering.programs import PlannedProgram
 from .tuning.latency_cache import LatencyCache
@@ -47,7 +47,10 @@ class LLVMBackend:
         self.target = target or Target(vnni=True)
         make = partial(planned_layer, isa=self.isa)
         self.bindings: Mapping[str, Binding] = BINDINGS
-        layers = {name: replace(binding_named(self, name), dynamic=make, refuse_dynamic=None) for name in DYNAMIC}
+        layers = {
+            name: replace(binding_named(self, name), dynamic=make, mixed_weights=name in RECURRENT, refuse_dynamic=None)
+            for name in DYNAMIC
+        }
         self.bindings = {**BINDINGS, **layers}
 
     @property

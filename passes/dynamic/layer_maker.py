@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from ...compiler.numerics.metrics import sqnr
 from ..layers.weight_grid import LayerWeight, quantize_weight
 from .plan import LayerRequest
 
+ENTRY = ("weight_ih_l0",)  # and its reverse
+ENTRY_SHARE = 0.05  # of the weights of a layer
 LEAST_SQNR = 25  # dB; a tensor of normal numbers in 8 bits has about 40
 
 
@@ -61,9 +63,12 @@ class LayerMaker:
 
     def _made(self, layer: nn.Module, request: LayerRequest, relu: bool) -> MadeLayer | str:
         row = row_of(layer)
-        weights = {name: self._rounded(layer, name, row, request) for name in weight_names(layer)}
+        binding = binding_of(self.backend, row)
+        half = replace(request, dtype=torch.float16)
+        entry = _entry(layer) if binding.mixed_weights else ()
+        weights = {n: self._rounded(layer, n, row, half if n in entry else request) for n in weight_names(layer)}
         spec = DynamicSpec.of(row.name, layer, weights, relu)
-        make = binding_of(self.backend, row).dynamic
+        make = binding.dynamic
         assert make is not None
         compiled = make(spec)
         decibels = layer_sqnr(spec, compiled)
@@ -85,6 +90,17 @@ class LayerMaker:
                 of = LayerWeight(layer, row, request.config, backend_of_layer(self.backend, row.name))
                 self._weights[key] = quantize_weight(of, name=name)
         return self._weights[key]
+
+
+def _entry(layer: nn.Module) -> list[str]:
+    """Weights that read the input of a recurrent layer, if they are few.
+
+    Features of an input may differ by orders of magnitude, as those of spectra do, and the weights with them. No layer
+    before has adapted to the rounding of a row.
+    """
+    names = [n for n in weight_names(layer) if n.startswith(ENTRY)]
+    size, entry = (sum(layer.get_parameter(n).numel() for n in each) for each in (weight_names(layer), names))
+    return names if entry <= ENTRY_SHARE * size else []
 
 
 def row_of(layer: nn.Module) -> OpRow:

@@ -42,11 +42,11 @@ RULES: Mapping[str, Rule] = {
 
 
 # By op, of layers that quantize their input.
-DYNAMIC = {
-    "linear": dynamic.linear,
+RECURRENT = {
     **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
     **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
 }
+DYNAMIC = {"linear": dynamic.linear, **RECURRENT}
 
 
 class Lowering:

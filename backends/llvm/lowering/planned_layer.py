@@ -31,7 +31,9 @@ class PlannedLayer(DynamicLayer):
     out_features: int
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
-        super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{', relu' * spec.relu}")
+        half = spec.dtype == torch.int8 and any(isinstance(w, Tensor) for w in spec.weights.values())
+        more = ", fp16 weights of the input" * half + ", relu" * spec.relu
+        super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{more}")
         self._isa = isa
         self._reference = [ReferenceLayer(spec)]  # in a list: not a submodule
         self.spec = self._reference[0].spec

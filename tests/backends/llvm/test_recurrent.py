@@ -102,6 +102,18 @@ def test_one_answer(name: str) -> None:
     assert torch.equal(q(alone)[0], q(x)[0][2:3] if name.startswith("lstm") else q(x)[0][:, 2:3])
 
 
+@torch.no_grad()
+def test_features_of_unlike_size() -> None:
+    """Few weights of the input stay in fp16: large weights of small features would round the others away."""
+    torch.manual_seed(0)
+    layer, sizes = nn.LSTM(8, 256).eval(), torch.logspace(-3, 1, 8)
+    layer.weight_ih_l0 /= sizes
+    q = fxquant.compile(layer, scheme="dynamic")
+    x = torch.randn(6, 4, 8) * sizes
+    check(layer(x), q(x))
+    assert "fp16 weights of the input" in q.report.rows[0].kernel
+
+
 class Tagger(nn.Module):
     """States in and out, a result that nothing reads, and a layer called twice."""
 
