@@ -40,6 +40,9 @@ class DynamicLayer(nn.Module):
     def extra_repr(self) -> str:
         return self.kernel
 
+    def release(self) -> None:
+        """Free what calls have built; the next call builds it again."""
+
     def unpacked(self, name: str) -> Tensor | None:
         """``weight`` or ``bias`` in fp32, as rounded.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...backends.base.dynamic_layer import DynamicLayer
 from ..execution.inputs import Signature
 from ..execution.interface import ANY_CALL, Interface
 from ..execution.state import state_of
@@ -104,6 +105,9 @@ class CallForms:
                 continue
             if agrees:
                 chosen = form
+                for layer in self.model.modules():
+                    if isinstance(layer, DynamicLayer):
+                        layer.release()
                 break
         if len(self._chosen) < KINDS:
             self._chosen[kind] = chosen

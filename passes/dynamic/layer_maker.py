@@ -72,6 +72,7 @@ class LayerMaker:
         assert make is not None
         compiled = make(spec)
         decibels = layer_sqnr(spec, compiled)
+        compiled.release()
         if decibels < LEAST_SQNR:
             return f"its {compiled.kernel} has {decibels:.0f} dB on random inputs, and {LEAST_SQNR} dB are required"
         made = MadeLayer(ReferenceLayer(spec), compiled)

@@ -19,6 +19,13 @@ from .rules.recurrent import PaddedReference
 KINDS = {torch.int8: "int8 products, a scale per row", torch.float16: "products with fp16 weights"}
 
 
+class Programs:
+    """The programs of a layer, by kind of call. Not a dict: what a layer has built is no state of the model."""
+
+    def __init__(self) -> None:
+        self.of: dict[Any, PlannedProgram] = {}
+
+
 class PlannedLayer(DynamicLayer):
     """``nn.Linear`` as a program of one op. In a graph, the plan of the graph computes it.
 
@@ -37,7 +44,7 @@ class PlannedLayer(DynamicLayer):
         self._isa = isa
         self._reference = [ReferenceLayer(spec)]  # in a list: not a submodule
         self.spec = self._reference[0].spec
-        self._programs: dict[Any, PlannedProgram] = {}
+        self._programs = Programs()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PlannedLayer:
         return self  # it has no state
@@ -46,11 +53,12 @@ class PlannedLayer(DynamicLayer):
         return self._program()(input)
 
     def _program(self) -> PlannedProgram:
-        if None not in self._programs:
+        known = self._programs.of.get(None)
+        if known is None:
             graph = fx.Graph()
             graph.output(graph.call_module("layer", (graph.placeholder("input"),)))
-            self._programs[None] = self._planned(graph, self._reference[0])
-        return self._programs[None]
+            known = self._programs.of[None] = self._planned(graph, self._reference[0])
+        return known
 
     def empty_result(self, input: Tensor) -> Tensor | None:
         """A tensor like the result, whose values do not matter. None: not known."""
@@ -61,6 +69,9 @@ class PlannedLayer(DynamicLayer):
     def _planned(self, graph: fx.Graph, layer: nn.Module) -> PlannedProgram:
         gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
         return PlannedProgram(FrozenProgram(gm, ((), {})), self._isa)
+
+    def release(self) -> None:
+        self._programs.of.clear()
 
     def unpacked(self, name: str) -> Tensor | None:
         return self._reference[0].unpacked(name)
@@ -112,9 +123,11 @@ class PlannedRecurrent(PlannedLayer):
     def _call(self, hx: Any, padded: bool, *inputs: Tensor) -> Any:
         states = () if hx is None else tuple(hx) if self.is_lstm else (hx,)
         key = len(states), padded
-        if key not in self._programs:
-            self._programs[key] = self._planned(self._graph(*key), self._padded() if padded else self._reference[0])
-        return self._programs[key](*inputs, *states)
+        known = self._programs.of.get(key)
+        if known is None:
+            layer = self._padded() if padded else self._reference[0]
+            known = self._programs.of[key] = self._planned(self._graph(*key), layer)
+        return known(*inputs, *states)
 
     def _padded(self) -> nn.Module:
         return PaddedReference(self.spec[0])

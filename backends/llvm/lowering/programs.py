@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,9 @@ MANY_SHAPES = (
 )
 
 
+_PLANNING = process_lock()  # one for all programs: such a lock is never freed
+
+
 class PlannedProgram:
     """Runs a program like its forward().
 
@@ -38,7 +42,7 @@ class PlannedProgram:
         self._signature = Signature.of(program.module)
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
-        self._lock, self._built = process_lock(), 0
+        self._built = 0
         self._store = WeightStore()
 
     def on_example(self) -> tuple[Mapping[fx.Node, KernelChoice], int]:
@@ -65,10 +69,13 @@ class PlannedProgram:
 
     def _planned(self, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
         key = tuple(_key(v) for v in given.values())
-        with self._lock:
-            if key in self._plans:
+        known = self._plans.get(key)
+        if known is not None:
+            with contextlib.suppress(KeyError):  # another thread may have dropped it
                 self._plans.move_to_end(key)
-            else:
+            return known
+        with _PLANNING:
+            if key not in self._plans:
                 self._built += 1
                 if self._built == PLANS + 1:
                     log.warning(MANY_SHAPES)

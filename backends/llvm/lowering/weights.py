@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..runtime.native import ALIGNMENT, aligned_bytes
 
-SLAB = 4 * 2**20  # bytes that are allocated at once: many weights share huge pages
+SLAB = 4 * 2**20  # bytes that are allocated at once, if there are many weights: they share huge pages
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class WeightStore:
     def __init__(self) -> None:
         self._read: dict[Hashable, Any] = {}
         self._packed: dict[tuple[int, Hashable], Packed] = {}
-        self._slab, self._used = aligned_bytes(0), 0
+        self._slab, self._used, self._total = aligned_bytes(0), 0, 0
 
     def read(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, which is called once for each ``key``."""
@@ -50,7 +50,8 @@ class WeightStore:
     def _placed(self, tensor: Tensor) -> Tensor:
         raw = tensor.contiguous().view(-1).view(torch.uint8)
         if self._used + raw.numel() > self._slab.numel():
-            self._slab, self._used = aligned_bytes(max(SLAB, raw.numel())), 0
+            size = max(raw.numel(), min(SLAB, self._total))
+            self._slab, self._used, self._total = aligned_bytes(size), 0, self._total + size
         place = self._slab[self._used : self._used + raw.numel()]
         place.copy_(raw)
         self._used += -(-raw.numel() // ALIGNMENT) * ALIGNMENT

@@ -24,6 +24,7 @@ Space = Literal["arena", "constant", "given", "fixed"]
 SLACK = 256  # bytes before and after, as kernels may read past the end of a tensor
 ALIGNMENT = 64
 HUGE_PAGE = 2 * 2**20
+SHARED = 16 * 2**20  # bytes of an arena: larger ones are not kept for other programs
 
 
 @dataclass(frozen=True)
@@ -111,30 +112,63 @@ class NativeProgram:
         except IndexError:
             arena = Arena(self)
         try:
-            yield arena
+            with _block(self.arena_bytes, arena.own) as memory:
+                arena.place(memory)
+                yield arena
         finally:
             self._idle.append(arena)
 
 
+_BLOCKS: dict[int, list[Tensor]] = {}  # that no call uses, by size
+
+
+@contextmanager
+def _block(size: int, own: Tensor | None) -> Iterator[Tensor]:
+    """Memory of a call: ``own``, or a block that all programs share, as few of their plans run at one time."""
+    if own is not None:
+        yield own
+        return
+    rounded = 1 << max(size - 1, 4095).bit_length()
+    idle = _BLOCKS.setdefault(rounded, [])
+    try:
+        memory = idle.pop()
+    except IndexError:
+        memory = _arena_bytes(rounded)
+    try:
+        yield memory
+    finally:
+        idle.append(memory)
+
+
+def _arena_bytes(size: int) -> Tensor:
+    try:
+        return aligned_bytes(size)
+    except RuntimeError as error:  # torch has no error of its own for that
+        raise CallError(f"No memory for an arena of {size >> 20} MiB: call with smaller batches.") from error
+
+
 class Arena:
     """The memory of one call at a time, and the table of steps with addresses in it.
+
+    Attributes:
+        own: memory that no other program uses, if much is needed.
+        memory: of the call.
 
     Raises:
         CallError: there is not enough memory.
     """
 
     def __init__(self, program: NativeProgram) -> None:
-        try:
-            self.memory = aligned_bytes(program.arena_bytes)
-        except RuntimeError as error:  # torch has no error of its own for that
-            size = program.arena_bytes >> 20
-            raise CallError(f"No memory for an arena of {size} MiB: call with smaller batches.") from error
+        self.own = _arena_bytes(program.arena_bytes) if program.arena_bytes > SHARED else None
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._base = 0
         self._program = program
-        self._arrived = aligned_bytes(ALIGNMENT).numpy()
+        self._arrived = np.zeros(1, dtype=np.int64)
         steps = program.steps
         starts = np.cumsum([1, *(len(s.arguments) + 1 for s in steps)])  # the word before is for the numbers
         self._arguments = np.zeros(max(int(starts[-1]), 1), dtype=np.int64)
-        base = {"arena": self.memory.data_ptr(), "constant": program.constants.data_ptr(), "fixed": 0}
+        base = {"arena": 0, "constant": program.constants.data_ptr(), "fixed": 0}
+        inside: list[int] = []  # the arguments that lie in the arena
         self._given: list[tuple[int, int, int]] = []  # place of the argument, number of the tensor, offset
         for start, step in zip(starts, steps, strict=False):
             self._arguments[start - 1] = program.numbers_at[step.numbers]
@@ -143,6 +177,9 @@ class Arena:
                     self._given.append((i, address.index, address.offset))
                 else:
                     self._arguments[i] = base[address.space] + address.offset
+                    if address.space == "arena":
+                        inside.append(i)
+        self._inside = np.array(inside, dtype=np.int64)
         at = self._arguments.ctypes.data
         self._table = np.array(
             [[program.library.address[s.kernel], at + 8 * int(start), s.items, s.wait]
@@ -158,6 +195,13 @@ class Arena:
         self._context[CONTEXT.index("arrived")] = self._arrived.ctypes.data
         self._at = self._context.ctypes.data
         self._run = _driver()[1]
+
+    def place(self, memory: Tensor) -> None:
+        """Lie in ``memory``."""
+        self.memory, base = memory, memory.data_ptr()
+        if base != self._base:
+            self._arguments[self._inside] += base - self._base
+            self._base = base
 
     def give(self, tensors: Sequence[Tensor]) -> None:
         """Set the tensors of the call."""

@@ -147,6 +147,7 @@ def test_out_of_memory_is_told(program: FrozenProgram, monkeypatch: pytest.Monke
     plan.program._idle.clear()
     with monkeypatch.context() as patch:
         patch.setattr(native, "aligned_bytes", none)
+        patch.setattr(native, "_BLOCKS", {})
         with pytest.raises(fxquant.CallError, match=r"No memory for an arena of \d+ MiB"):
             run(*DATA[0])
     assert torch.equal(run(*DATA[0]), expected)
