@@ -42,14 +42,14 @@ def main() -> None:
     add_markdown(parser)
     options = parser.parse_args()
     torch.set_num_threads(2)
-    rows = []
+    rows: list[list[str]] = []
     for make in LAYERS:
         for size in SIZES:
             for batch in BATCHES:
                 layer, x = make(size, size).eval(), torch.randn(STEPS, batch, size)
                 with torch.no_grad():
                     fp32, ours = medians([layer, fxquant.compile(layer, scheme="dynamic")], x)
-                rows.append([make.__name__, size, batch, f"{fp32:.3f}", f"{ours:.3f}", f"{ours / fp32:.2f}"])
+                rows.append([make.__name__, str(size), str(batch), f"{fp32:.3f}", f"{ours:.3f}", f"{ours / fp32:.2f}"])
     show([(rows, COLUMNS)], options.markdown)
     ratios = [float(row[-1]) for row in rows]
     print(f"worst ratio {max(ratios):.2f}, geometric mean {statistics.geometric_mean(ratios):.2f}")

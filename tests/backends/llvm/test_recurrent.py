@@ -107,7 +107,7 @@ def test_features_of_unlike_size() -> None:
     """Few weights of the input stay in fp16: large weights of small features would round the others away."""
     torch.manual_seed(0)
     layer, sizes = nn.LSTM(8, 256).eval(), torch.logspace(-3, 1, 8)
-    layer.weight_ih_l0 /= sizes
+    layer.get_parameter("weight_ih_l0").div_(sizes)
     q = fxquant.compile(layer, scheme="dynamic")
     x = torch.randn(6, 4, 8) * sizes
     check(layer(x), q(x))
