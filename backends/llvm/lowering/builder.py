@@ -35,6 +35,7 @@ class Builder:
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
         pieces: what an op returns that has several results: tensor, scale and zero point of each, or a list of such.
+        masks: what a mask of bool adds to scores, by its node.
         made_by: the step that computes an op.
         loop: what the next steps belong to.
     """
@@ -51,6 +52,7 @@ class Builder:
         self._floats: dict[fx.Node, Value] = {}
         self.made_by: dict[fx.Node, Step | TorchStep] = {}
         self.pieces: dict[fx.Node, list[Any]] = {}
+        self.masks: dict[fx.Node, Value] = {}
         self.loop: Loop | None = None
 
     def set(self, node: fx.Node, form: Form, like: Lazy | None = None, **more: Any) -> None:

@@ -63,6 +63,7 @@ FORWARDS = {
     "scale": lambda m, x: attend(m, x, scale=0.5),
     "mask": lambda m, x: attend(m, x, attn_mask=m.mask),
     "bias": lambda m, x: attend(m, x, attn_mask=m.bias),
+    "bias of a layer": lambda m, x: attend(m, x, attn_mask=m.out(m.qkv(x)[..., :64])[..., :7][:, None]),
     "spelled": spelled,
     "computed mask": lambda m, x: attend(m, x, attn_mask=(x.sum(-1) > 0)[:, None, None, :]),
     "two axes": lambda m, x: m.out(m.qkv(x)[..., :64] @ m.matrix),

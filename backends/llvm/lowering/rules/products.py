@@ -89,7 +89,7 @@ def attention(builder: Builder, node: fx.Node) -> bool:
         RowStep(node, Form.of(Total(), bound=1.0), weights, operation="softmax", source=source, size=scores[-1])
     )
     # The heads of a token lie side by side, as the projection after an attention reads them.
-    joined = (*range(given - 3), given - 2, given - 3, given - 1)
+    joined = (*range(given - 3), given - 2, given - 3, given - 1) if given > 3 else order
     builder.set(node, Form.of(Total()), order=joined, draft=_product(builder, node, weights, value, shape))
     return True
 
@@ -97,7 +97,7 @@ def attention(builder: Builder, node: fx.Node) -> bool:
 def _mask(builder: Builder, node: fx.Node, mask: fx.Node) -> Form:
     """What a mask adds to the scores."""
     if mask in builder.lazy:
-        return builder.read(mask).clamped
+        return read_form(builder.float_value(mask))
     info = builder.infos[mask]
     if mask.op == "get_attr":
         added = torch.zeros(info.shape).masked_fill_(~builder.constant(mask), -math.inf)
@@ -107,9 +107,10 @@ def _mask(builder: Builder, node: fx.Node, mask: fx.Node) -> Form:
         known = value_of(mask)
         return torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known.float()
 
-    target = Value.of(Storage("f32", info.shape, tuple(range(len(info.shape)))))
-    builder.add(TorchStep(node, {}, target, run))
-    return read_form(target)
+    if mask not in builder.masks:  # all layers of a model may read one
+        builder.masks[mask] = Value.of(Storage("f32", info.shape, tuple(range(len(info.shape)))))
+        builder.add(TorchStep(node, {}, builder.masks[mask], run))
+    return read_form(builder.masks[mask])
 
 
 def _causal(rows: int, columns: int) -> Tensor:
