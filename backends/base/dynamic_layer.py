@@ -56,11 +56,18 @@ class DynamicLayer(nn.Module):
         return self.unpacked(name) if name in ("weight", "bias") else super().__getattr__(name)
 
 
+def spec_of(module: Any) -> DynamicSpec | None:
+    """The specification of a dynamic layer; None: the module is none, or keeps only what it was packed to."""
+    (spec,) = getattr(module, "spec", (None,)) if isinstance(module, DynamicLayer) else (None,)
+    return spec
+
+
 class ReferenceLayer(DynamicLayer):
     """A specification run in plain torch ops. This is how the frozen program holds a dynamic layer.
 
     Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of other
-    layers with one for all. Kernels may be coarser.
+    layers with one for all. Kernels may round it otherwise: x86 takes one range for all rows, llvm takes one for each
+    row of a recurrent layer and of its states.
     """
 
     def __init__(self, spec: DynamicSpec) -> None:

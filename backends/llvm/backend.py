@@ -23,6 +23,7 @@ from .lowering.latencies import find_latencies
 from .lowering.lower import DYNAMIC, RECURRENT
 from .lowering.planned_layer import planned_layer
 from .lowering.programs import PlannedProgram
+from .lowering.states import split_states
 from .tuning.latency_cache import LatencyCache
 
 
@@ -66,6 +67,7 @@ class LLVMBackend:
 
     def graph_forms(self, gm: fx.GraphModule) -> list[Callable[..., Any]]:
         """A native function for each kind of call, which is planned when it comes."""
+        split_states(gm)
         return [PlannedProgram(FrozenProgram(gm, ((), {})), self.isa)]
 
     def latencies(self, program: FrozenProgram) -> Latencies:
@@ -84,6 +86,7 @@ class LLVMBackend:
         """Fuse elementwise ops, plan for the example, and generate its kernels."""
         copied = copy_program(program, layers)
         executed = copied.program
+        split_states(executed.module)
         if not program.keep_roundings:
             fused, widened = drop_pairs(executed), widen_entry(executed)
             log.info("llvm: %d ops read unrounded values, %d first values have 16 bits", fused, widened)

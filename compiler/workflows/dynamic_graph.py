@@ -23,12 +23,14 @@ from ...passes.rewrites.merge_linears import MergeLinears
 from ...passes.runner import PassRunner
 from ..capture.capture import capture, leaves
 from ..capture.constants import evaluate_constants
+from ..capture.copies import copy_for_inference
 from ..capture.export import export
 from ..capture.graph_checks import refuse_state
 from ..capture.normalize import normalize
 from ..core.errors import CaptureError
 from ..core.progress import stage
 from ..execution.interface import ANY_CALL, Interface
+from ..execution.sample import Batch
 from ..report.dynamic_report import GraphPart
 from .capture_model import has_whole_attention
 from .options import Options
@@ -80,19 +82,29 @@ def _captured(tree: nn.Module, options: Options, varies: bool) -> tuple[fx.Graph
     Raises:
         CaptureError: neither can.
     """
-    try:
-        if varies:
-            raise CaptureError("forward() may branch on what it is given.")
-        gm = capture(tree, options.leaf_modules, share_parameters=True)
-        if options.example is None or not has_whole_attention(gm):
-            _share_layers(gm, tree)
-            normalize(gm)
-            return gm, ANY_CALL
-    except CaptureError:
-        if options.example is None or options.leaf_modules:
-            raise
-    refuse_state(tree, options.example)
-    gm, interface = export(tree, options.example)
+    traced, reason = None, CaptureError("forward() may branch on what it is given.")
+    if not varies:
+        try:
+            traced = capture(tree, options.leaf_modules, share_parameters=True)
+        except CaptureError as error:
+            reason = error
+    example = options.example if not options.leaf_modules else None  # torch.export knows none
+    if example is not None and (traced is None or has_whole_attention(traced)):
+        try:
+            return _exported(tree, example)
+        except CaptureError as error:
+            reason = error
+    if traced is None:
+        raise reason
+    _share_layers(traced, tree)
+    normalize(traced)
+    return traced, ANY_CALL
+
+
+def _exported(tree: nn.Module, example: Batch) -> tuple[fx.GraphModule, Interface]:
+    refuse_state(tree, example)
+    # A copy, as torch.export may leave what it traced with in the tree, which runs the calls of other kinds.
+    gm, interface = export(copy_for_inference(tree, share_parameters=True), example)
     _share_layers(gm, tree)
     evaluate_constants(gm)
     normalize(gm, at_owners=True)

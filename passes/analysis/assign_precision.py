@@ -17,7 +17,8 @@ from ...backends.ops.units import Unit, match_units
 from ...compiler.core.overrides import ResolvedConfig
 from ...compiler.execution.graphs import called_module
 from ...compiler.execution.shapes import ValueInfo
-from ..layers.sharing import HOOKED, is_hooked
+from ...compiler.execution.user_code import is_hooked
+from ..layers.sharing import HOOKED
 from .assignment import BORDERS_COST_MORE, INPUT_IS_FP32, Assignment, PassedValue, reads_size, tied
 from .precision_cut import OUTSIDE, Crossing, PrecisionCosts
 

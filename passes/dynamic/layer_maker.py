@@ -18,7 +18,7 @@ from ...compiler.core.memory import release_after
 from ...compiler.core.tensors import tensors_of
 from ...compiler.numerics.metrics import sqnr
 from ..layers.weight_grid import LayerWeight, quantize_weight
-from .plan import LayerRequest
+from .plan import LayerRequest, beyond_half
 
 ENTRY = ("weight_ih_l0",)  # and its reverse
 ENTRY_SHARE = 0.05  # of the weights of a layer
@@ -101,7 +101,8 @@ def _entry(layer: nn.Module) -> list[str]:
     """
     names = [n for n in weight_names(layer) if n.startswith(ENTRY)]
     size, entry = (sum(layer.get_parameter(n).numel() for n in each) for each in (weight_names(layer), names))
-    return names if entry <= ENTRY_SHARE * size else []
+    fits = entry <= ENTRY_SHARE * size and not beyond_half(layer.get_parameter(n) for n in names)
+    return names if fits else []
 
 
 def row_of(layer: nn.Module) -> OpRow:

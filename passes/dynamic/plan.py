@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from ...backends.base.backend import Backend, binding_of
@@ -15,7 +15,8 @@ from ...backends.ops.table import OPS
 from ...compiler.core.config import QuantConfig
 from ...compiler.core.errors import ConfigError
 from ...compiler.core.overrides import ResolvedConfig
-from ..layers.sharing import HOOKED, is_hooked
+from ...compiler.execution.user_code import is_hooked
+from ..layers.sharing import HOOKED
 
 HALF = torch.finfo(torch.float16)
 
@@ -116,7 +117,13 @@ def refusal(layer: nn.Module, dtype: torch.dtype, backend: Backend) -> str | Non
         return "it has no weights"
     reason = binding.refuse_dynamic(layer) if binding.refuse_dynamic else None
     if reason is None and dtype == torch.float16:
-        largest = max(float(w.detach().abs().max()) for w in weights)
-        if largest > HALF.max or 0 < largest < HALF.tiny:
-            reason = f"its largest weight, {largest:.3g}, is out of the range of fp16"
+        reason = beyond_half(weights)
     return reason
+
+
+def beyond_half(weights: Iterable[Tensor]) -> str | None:
+    """Why fp16 cannot hold weights; None if it can."""
+    largest = max((float(w.detach().abs().max()) for w in weights), default=0.0)
+    if largest > HALF.max or 0 < largest < HALF.tiny:
+        return f"its largest weight, {largest:.3g}, is out of the range of fp16"
+    return None

@@ -9,11 +9,6 @@ from torch import fx, nn
 HOOKED = "it has forward hooks, which an int8 layer would not call"
 
 
-def is_hooked(layer: nn.Module) -> bool:
-    """Whether calling ``layer`` also runs forward hooks, as pruning and the old weight norm do."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
-
-
 class Sharing:
     """How often each module of a graph is used: called, inside a module that is called, or read by name.
 

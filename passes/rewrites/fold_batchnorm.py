@@ -14,9 +14,10 @@ from torch import fx, nn
 
 from ...backends.base.op import OpRow, Output
 from ...backends.ops.table import OPS
+from ...compiler.execution.user_code import is_hooked
 from ..base import PassResult, finish
 from ..layers.layer_weight import output_channels, rescale, shift
-from ..layers.sharing import Sharing, is_hooked
+from ..layers.sharing import Sharing
 
 
 class FoldBatchNorm:

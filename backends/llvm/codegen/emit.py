@@ -51,7 +51,7 @@ class Lanes:
 
     def ldexp(self, a: Value, n: Value) -> Value:
         b, kind = self.code.b, vector(I32, self.isa.lanes)
-        exponent = b.shl(b.fptosi(n, kind), splat(23, I32, self.isa.lanes))
+        exponent = b.shl(self.isa.round(self.code, n), splat(23, I32, self.isa.lanes))
         return b.bitcast(b.add(b.bitcast(a, kind), exponent), a.type)
 
 
@@ -83,7 +83,7 @@ class Scope:
         x, lanes = self.value(output.value), Lanes(self.code, self.isa)
         if output.limited:
             most = 512.0 if output.kind == "u8" else 65536.0
-            x = lanes.max(lanes.min(x, lanes.const(most)), lanes.const(-most))
+            x = lanes.max(lanes.const(-most), lanes.min(lanes.const(most), x))
         return self.isa.round(self.code, x)
 
     def _emit(self, expr: Expr) -> Value:

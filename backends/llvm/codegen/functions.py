@@ -19,8 +19,12 @@ class Machine(Protocol):
     def sub(self, a: V, b: V) -> V: ...
     def mul(self, a: V, b: V) -> V: ...
     def div(self, a: V, b: V) -> V: ...
-    def min(self, a: V, b: V) -> V: ...
-    def max(self, a: V, b: V) -> V: ...
+    def min(self, a: V, b: V) -> V:
+        """The smaller one; ``b`` if either is NaN."""
+
+    def max(self, a: V, b: V) -> V:
+        """The larger one; ``b`` if either is NaN."""
+
     def fma(self, a: V, b: V, c: V) -> V:
         """a * b + c, rounded once."""
 
@@ -28,7 +32,7 @@ class Machine(Protocol):
         """To the nearest integer, half to even."""
 
     def ldexp(self, a: V, n: V) -> V:
-        """a * 2**n for an integer ``n``; neither ``a`` nor the result is subnormal."""
+        """a * 2**n for an integer ``n``; neither ``a`` nor the result is subnormal. NaN if both are."""
 
 
 def exp(m: Machine, x: V) -> V:
@@ -38,7 +42,7 @@ def exp(m: Machine, x: V) -> V:
 
 def _exp2(m: Machine, x: V) -> V:
     """2**x: a polynomial on the part behind the point, from -0.5 to 0.5. Minimax in relative error: 7.5e-8."""
-    x = m.min(m.max(x, m.const(-125.5)), m.const(125.5))
+    x = _limited(m, x, -125.5, 125.5)
     n = m.rint(x)
     coefficients = (0.00132764719, 0.00967554148, 0.0555071267, 0.240221197, 0.693146967, 1.00000007)
     return m.ldexp(_polynomial(m, m.sub(x, n), coefficients), n)
@@ -59,7 +63,7 @@ def tanh(m: Machine, x: V) -> V:
 
 def gelu(m: Machine, x: V) -> V:
     """x * sigmoid(u) with u = 1.595 x + 0.07401 x**3 - 0.000703 x**5, which is within 2.6e-5 of x * Phi(x)."""
-    limited = m.min(m.max(x, m.const(-6.0)), m.const(6.0))
+    limited = _limited(m, x, -6.0, 6.0)
     square = m.mul(limited, limited)
     factor = _polynomial(m, square, (-0.000703034053, 0.0740112951, 1.59501577))
     return m.div(x, _one_plus_exp_minus(m, m.mul(limited, factor)))
@@ -77,7 +81,12 @@ def hardswish(m: Machine, x: V) -> V:
 
 
 def hardsigmoid(m: Machine, x: V) -> V:
-    return m.min(m.max(m.fma(x, m.const(1.0 / 6.0), m.const(0.5)), m.const(0.0)), m.const(1.0))
+    return _limited(m, m.fma(x, m.const(1.0 / 6.0), m.const(0.5)), 0.0, 1.0)
+
+
+def _limited(m: Machine, x: V, low: float, high: float) -> V:
+    """``x`` between two bounds; NaN stays NaN."""
+    return m.min(m.const(high), m.max(m.const(low), x))
 
 
 def _one_plus_exp_minus(m: Machine, x: V) -> V:

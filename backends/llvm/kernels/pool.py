@@ -139,7 +139,6 @@ class MaxPool:
         """The kernel as IR. Arguments: input, output."""
         c = Code(name)
         tensors = [c.pointer(0), c.pointer(1)]
-        floats = self.kind == "f32"
         lanes = max(self.block, self.isa.lanes)
         element, least = {"f32": (F32, float("-inf")), "s16": (I16, -32768), "u8": (I8, 0)}[self.kind]
         kind, lowest = vector(element, lanes), splat(least, element, lanes)
@@ -154,11 +153,15 @@ class MaxPool:
                     source = c.at(source, c.times(window.place(c, output, tap), window.source))
                 value = c.load(source, kind)
                 known = c.b.load(best)
-                compare = c.b.icmp_signed if self.kind == "s16" else c.b.icmp_unsigned
-                larger = c.b.fcmp_ordered(">", value, known) if floats else compare(">", value, known)
-                c.b.store(c.b.select(larger, value, known), best)
+                c.b.store(c.b.select(self._larger(c, value, known), value, known), best)
             c.store_first(c.b.load(best), target, self.block)
         return c.finish()
+
+    def _larger(self, c: Code, value: Value, known: Value) -> Value:
+        """Whether ``value`` takes the place of ``known``; NaN takes that of any number."""
+        if self.kind != "f32":
+            return (c.b.icmp_signed if self.kind == "s16" else c.b.icmp_unsigned)(">", value, known)
+        return c.b.or_(c.b.fcmp_ordered(">", value, known), c.b.fcmp_unordered("uno", value, value))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ RowOperation = Literal["norm", "softmax", "range"]
 
 PARTS = 16
 SMALLEST = -87.0  # exp() of less is no normal number
+LOWEST = -3.4028234663852886e38  # of fp32: masks hold it, and a row of it alone is uniform
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Rows:
         kind: what is computed of a row. A range is three numbers: 1 / scale, zero point and scale.
         outer: all axes but the innermost.
         size: of the innermost axis.
-        epsilon: of a normalization.
+        epsilon: what is added to a variance; the least sum of a softmax.
         source: what a row holds.
         inputs: how its operands lie along the row.
         epilogue: what is stored; its sum is the normalized value. A range is stored as it is.
@@ -136,8 +137,7 @@ class _Emitter:
     def _softmax(self, inputs: list[Value]) -> None:
         """exp(x - max) / sum."""
         m = self.m
-        lowest = -3.4e38
-        largest = self._reduced("max", lowest, partial(self._read, inputs), lowest)
+        largest = self._reduced("max", LOWEST, partial(self._read, inputs), LOWEST)
 
         def power(chunk: Value, part: int, valid: int) -> Value:
             below = m.sub(self._held(chunk, part), largest)
@@ -147,8 +147,7 @@ class _Emitter:
             self._hold(value, chunk, part)
             return value
 
-        # A row that is left out as a whole is zero, as in torch's attention.
-        total = m.max(self._reduced("add", 0.0, power, 0.0), m.const(1e-30))
+        total = m.max(m.const(self.r.epsilon), self._reduced("add", 0.0, power, 0.0))
         self._scale(m.div(m.const(1.0), total))
 
     def _scale(self, factor: Value) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -35,7 +35,7 @@ class Builder:
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
         pieces: what an op returns that has several results: tensor, scale and zero point of each, or a list of such.
-        masks: what a mask of bool adds to scores, by its node.
+        masks: what masks add to scores, by their node; causal ones by their shape.
         made_by: the step that computes an op.
         loop: what the next steps belong to.
     """
@@ -52,7 +52,7 @@ class Builder:
         self._floats: dict[fx.Node, Value] = {}
         self.made_by: dict[fx.Node, Step | TorchStep] = {}
         self.pieces: dict[fx.Node, list[Any]] = {}
-        self.masks: dict[fx.Node, Value] = {}
+        self.masks: dict[Hashable, Value] = {}
         self.loop: Loop | None = None
 
     def set(self, node: fx.Node, form: Form, like: Lazy | None = None, **more: Any) -> None:

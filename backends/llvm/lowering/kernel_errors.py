@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ....compiler.execution.visitor import Visitor
 from ...base.frozen_nodes import is_quantize
+from .loops import by_round
 from .plan import Plan
 from .steps import FillStep
 from .storage import Storage
@@ -51,9 +52,9 @@ def kernel_errors(
 
 
 def _checks(plan: Plan, quantized: Mapping[fx.Node, tuple[Value, int]]) -> dict[int, list[fx.Node]]:
-    """By the index of a step, the quantize nodes whose tensor it completes."""
+    """By the index of a step as it runs, the quantize nodes whose tensor it completes."""
     last: dict[Storage, int] = {}
-    for index, step in enumerate(plan.steps):
+    for index, (step, _) in enumerate(by_round(plan.steps)):
         if isinstance(step, FillStep) or step.target is None:
             continue
         storage: Storage | None = step.target.storage

@@ -114,11 +114,9 @@ def _float_weight(builder: Builder, node: fx.Node) -> Tensor | None:
         plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not is_parametrized(layer)
         return layer.weight.detach() if plain and layer.weight.dtype == torch.float32 else None
     weight = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(weight, fx.Node):
-        return None
-    if weight.target is dequantize_channels:
-        return dequantize_channels(*(builder.constant(a) if isinstance(a, fx.Node) else a for a in weight.args))
-    return builder.constant(weight).detach() if weight.op == "get_attr" else None
+    if not isinstance(weight, fx.Node) or weight.target is not dequantize_channels:
+        return None  # a call that no layer could be made of, as something in it is computed
+    return dequantize_channels(*(builder.constant(a) if isinstance(a, fx.Node) else a for a in weight.args))
 
 
 def _bias(builder: Builder, node: fx.Node) -> Tensor | float:

@@ -72,11 +72,11 @@ class Lazy:
 
 
 def bounded(form: Form, low: float, high: float) -> Form:
-    """``form``, clamped."""
+    """``form``, clamped. NaN stays NaN."""
     for op, bound in (("max", low), ("min", high)):
         if math.isfinite(bound):
             limit = max(form.bound, abs(bound))
-            form = Form.of(Apply(op, (form, constant_form(bound))), bound=limit)
+            form = Form.of(Apply(op, (constant_form(bound), form)), bound=limit)
     if math.isfinite(low) and math.isfinite(high):
         form = replace(form, bound=max(abs(low), abs(high)))
     return form

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from ....compiler.execution.user_code import runs_user_code
 from ....compiler.execution.visitor import Visitor
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.backend import KernelChoice
-from ...base.dynamic_layer import DynamicLayer
+from ...base.dynamic_layer import spec_of
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.op import OpRow
 from ...ops.table import OPS
@@ -105,10 +106,7 @@ class Lowering:
 
     def _dynamic(self, node: fx.Node) -> bool:
         """A layer that quantizes its input."""
-        layer = self.builder.modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, DynamicLayer):
-            return False
-        (spec,) = getattr(layer, "spec", (None,))
+        spec = spec_of(self.builder.modules.get(str(node.target)) if node.op == "call_module" else None)
         if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](self.builder, node, spec):
             return False
         self._note(node)
@@ -116,7 +114,7 @@ class Lowering:
 
     def _by_rule(self, node: fx.Node, row: OpRow | None) -> bool:
         rule = RULES.get(row.name) if row is not None else None
-        if rule is None:
+        if rule is None or runs_user_code(node, self.builder.modules):
             return False
         first = node.args[0] if node.args else None
         assert row is not None
@@ -129,7 +127,7 @@ class Lowering:
         masks = {n for n in others if n in infos and infos[n].dtype == torch.bool}
         if any(n.target is not dequantize_channels for n in others - masks):
             return False  # a number that a call gives
-        if node in self.builder.infos and not math.prod(self.builder.infos[node].shape):
+        if any(n in infos and not math.prod(infos[n].shape) for n in (node, *tensors)):
             return False  # nothing to compute
         if not rule(self.builder, node):
             return False

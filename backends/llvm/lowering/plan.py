@@ -155,7 +155,8 @@ class Plan:
         """Run on the values of the placeholders.
 
         Args:
-            after: called after each step, which then runs alone, with its index and the arena, which it may change.
+            after: called after each step of each round, which then runs alone, with its index among them and the
+                arena, which it may change.
             native: runs the native steps of a segment.
         """
         results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
@@ -208,6 +209,7 @@ class Plan:
             return self.view(arena, held, env).clone(memory_format=torch.contiguous_format)
 
         result = step.run(value_of)
-        env[step.node] = result
+        if step.node is not None:
+            env[step.node] = result
         if step.target is not None:
             self.view(arena, step.target, env).copy_(result)

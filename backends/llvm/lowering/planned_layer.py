@@ -14,16 +14,25 @@ from ...base.dynamic_spec import DynamicSpec
 from ...base.program import FrozenProgram
 from ..codegen.isa import Isa
 from .programs import PlannedProgram
-from .rules.recurrent import PaddedReference
+from .results import PaddedReference
+from .weights import WeightStore
 
 KINDS = {torch.int8: "int8 products, a scale per row", torch.float16: "products with fp16 weights"}
 
 
 class Programs:
-    """The programs of a layer, by kind of call. Not a dict: what a layer has built is no state of the model."""
+    """The programs of a layer, by kind of call, and the weights that they share.
+
+    Not a dict: what a layer has built is no state of the model.
+    """
 
     def __init__(self) -> None:
         self.of: dict[Any, PlannedProgram] = {}
+        self.store = WeightStore()
+
+    def clear(self) -> None:
+        self.of.clear()
+        self.store = WeightStore()
 
 
 class PlannedLayer(DynamicLayer):
@@ -33,9 +42,6 @@ class PlannedLayer(DynamicLayer):
         spec: what the layer is.
         isa: the instruction set.
     """
-
-    in_features: int
-    out_features: int
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         half = spec.dtype == torch.int8 and any(isinstance(w, Tensor) for w in spec.weights.values())
@@ -60,18 +66,12 @@ class PlannedLayer(DynamicLayer):
             known = self._programs.of[None] = self._planned(graph, self._reference[0])
         return known
 
-    def empty_result(self, input: Tensor) -> Tensor | None:
-        """A tensor like the result, whose values do not matter. None: not known."""
-        if input.shape[-1] != self.in_features:
-            raise RuntimeError(f"input.size(-1) must be in_features, {self.in_features}; got {input.shape[-1]}.")
-        return input.new_zeros(*input.shape[:-1], self.out_features)
-
     def _planned(self, graph: fx.Graph, layer: nn.Module) -> PlannedProgram:
         gm = fx.GraphModule(nn.ModuleDict({"layer": layer}), graph)
-        return PlannedProgram(FrozenProgram(gm, ((), {})), self._isa)
+        return PlannedProgram(FrozenProgram(gm, ((), {})), self._isa, self._programs.store)
 
     def release(self) -> None:
-        self._programs.of.clear()
+        self._programs.clear()
 
     def unpacked(self, name: str) -> Tensor | None:
         return self._reference[0].unpacked(name)
@@ -80,24 +80,16 @@ class PlannedLayer(DynamicLayer):
 class PlannedRecurrent(PlannedLayer):
     """``nn.LSTM``, ``nn.GRU``, ``nn.RNN`` or a cell: batched or not, packed sequences, initial states."""
 
-    input_size: int
-
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)
         self.is_lstm, self.is_cell = spec.op.startswith("lstm"), spec.op.endswith("cell")
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> Any:
-        data = input.data if isinstance(input, PackedSequence) else input
-        if data.shape[-1] != self.input_size:
-            raise RuntimeError(f"input.size(-1) must be input_size, {self.input_size}; got {data.shape[-1]}.")
         if isinstance(input, PackedSequence):
             return self._packed_sequence(input, hx)
         if input.dim() == (1 if self.is_cell else 2):
             return self._single(input, hx)
         return self._call(hx, False, input)
-
-    def empty_result(self, input: Any, *rest: Any) -> None:
-        """Not known before it runs."""
 
     def _single(self, input: Tensor, hx: Any) -> Any:
         """Without a batch axis."""

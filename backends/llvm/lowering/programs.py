@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ....compiler.core.locks import process_lock
 from ....compiler.core.progress import log
@@ -22,6 +23,7 @@ from .plan import Plan
 from .weights import WeightStore
 
 PLANS = 32  # that are kept
+PLAIN = (int, float, str, type(None))
 MANY_SHAPES = (
     f"Inputs of more than {PLANS} shapes: each new one takes a plan, and time for kernels of new shapes. "
     "Pad inputs to a few shapes, or use backend='x86'."
@@ -35,15 +37,18 @@ class PlannedProgram:
     """Runs a program like its forward().
 
     A plan is built when inputs of new shapes come; the least recently used one is dropped.
+
+    Args:
+        store: weights that other programs share.
     """
 
-    def __init__(self, program: FrozenProgram, isa: Isa) -> None:
+    def __init__(self, program: FrozenProgram, isa: Isa, store: WeightStore | None = None) -> None:
         self.program, self.isa = program, isa
         self._signature = Signature.of(program.module)
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
         self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
         self._built = 0
-        self._store = WeightStore()
+        self._store = store or WeightStore()
 
     def on_example(self) -> tuple[Mapping[fx.Node, KernelChoice], int]:
         """What runs each op on the example, and the bytes of weights and parameters as they are packed for it."""
@@ -87,9 +92,9 @@ class PlannedProgram:
 
 
 def _readable(value: Any) -> Any:
-    """A tensor that kernels can read: without gradient, and without lazy negation or overlap."""
+    """Tensors that kernels can read: without gradient, and without lazy negation or overlap."""
     if not isinstance(value, Tensor):
-        return value
+        return value if isinstance(value, PLAIN) else pytree.tree_map_only(Tensor, _readable, value)
     value = value.detach()
     if value.dtype == torch.float32 and not (value.is_contiguous() or _channels_last(value)):
         value = value.contiguous()
@@ -101,6 +106,10 @@ def _channels_last(value: Tensor) -> bool:
 
 
 def _key(value: Any) -> Any:
+    """Equal for inputs that a plan serves alike."""
     if isinstance(value, Tensor):
         return value.dtype, value.shape, value.stride()
-    return value if isinstance(value, int | float | str | bool | None) else repr(value)
+    if isinstance(value, PLAIN):
+        return type(value), value
+    leaves, structure = pytree.tree_flatten(value)
+    return structure, repr(value) if leaves == [value] else tuple(map(_key, leaves))

@@ -24,7 +24,7 @@ class RowStep(Step):
         operation: what is computed of a row. The target of a range has three numbers for each row.
         source: what a row holds.
         size: of a row.
-        epsilon: of a normalization.
+        epsilon: what is added to a variance; the least sum of a softmax.
     """
 
     operation: RowOperation = field(kw_only=True)

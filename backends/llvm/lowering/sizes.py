@@ -11,8 +11,10 @@ from torch.fx.node import map_arg
 
 from ....compiler.execution.shapes import ValueInfo
 from ....compiler.execution.visitor import Visitor
+from ...base.dynamic_layer import spec_of
 from ...base.op import Output
 from ...ops.table import OPS
+from .results import PaddedReference, empty_result
 
 
 def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Node, ValueInfo], dict[fx.Node, Any]]:
@@ -30,9 +32,11 @@ def sizes(gm: fx.GraphModule, given: Mapping[fx.Node, Any]) -> tuple[dict[fx.Nod
 
     def around(node: fx.Node, run: Callable[[fx.Node], Any]) -> Any:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        # Its weights may be large, and its values do not matter.
-        shaped = getattr(layer, "empty_result", None)
-        result = shaped(*map_arg(node.args, visitor.env.__getitem__)) if shaped is not None else None
+        spec = spec_of(layer)
+        if spec is None or node.kwargs:
+            return run(node)
+        args: Any = map_arg(node.args, visitor.env.__getitem__)
+        result = empty_result(spec, *(args[:1] + args[2:] if isinstance(layer, PaddedReference) else args))
         return run(node) if result is None else result
 
     visitor = Visitor(gm, see, around=around)

@@ -151,13 +151,13 @@ class TorchStep:
     """An op that torch runs, on tensors that lie in the arena.
 
     Attributes:
-        node: the op.
-        reads: tensors that it reads, by their nodes.
+        node: the op whose result it gives; None: it gives what only kernels read.
+        reads_by_node: tensors that it reads, by their nodes.
         target: where its result goes, if a kernel reads it.
         run: takes the values of its nodes.
     """
 
-    node: fx.Node
+    node: fx.Node | None
     reads_by_node: dict[fx.Node, Value]
     target: Value | None
     run: Callable[[Callable[[fx.Node], Any]], Any]

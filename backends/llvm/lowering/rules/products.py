@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from ..terms import Form, Total
 from ..tiles import panel_blocks
 from ..values import Value
 from .rule import Rule
+
+MOST_SCORES = 2**26  # numbers in memory; beyond it, torch's attention computes them block by block
+LEAST_SUM = 1e-30  # torch's attention gives zeros for a row that a mask leaves out as a whole
 
 
 def matmul(builder: Builder, node: fx.Node) -> bool:
@@ -69,25 +73,25 @@ def attention(builder: Builder, node: fx.Node) -> bool:
         return False
     if builder.param(node, "dropout_p", 0.0) or builder.param(node, "enable_gqa", False):
         return False
-    query, key, value = (builder.float_value(n) for n in node.args[:3])  # type: ignore[arg-type]
-    scores = (*shape[:-1], key.shape[-2])
-    if scores[-1] > LARGEST:
+    scores = (*shape[:-1], infos[1].shape[-2])
+    if scores[-1] > LARGEST or math.prod(scores) > MOST_SCORES:
         return False
+    query, key, value = (builder.float_value(n) for n in node.args[:3])  # type: ignore[arg-type]
     mask = node.kwargs.get("attn_mask")
     scale = builder.param(node, "scale")
     form = Form.of(Total(), 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale))
     if isinstance(mask, fx.Node):
         form = form.plus(_mask(builder, node, mask))
     if causal:
-        form = form.plus(read_form(Value.of(Storage.constant(_causal(*scores[-2:])))))
+        form = form.plus(read_form(_shared_mask(builder, scores[-2:], _causal)))
     keys = key.permuted((*range(given - 2), given - 1, given - 2))
     order = tuple(range(given))
     product = Lazy(form, scores, node, order, draft=_product(builder, node, query, keys, scores))
     weights = Value.of(Storage("f32", scores, order))
     source = read_form(builder.compute(product, "f32"))
-    builder.add(
-        RowStep(node, Form.of(Total(), bound=1.0), weights, operation="softmax", source=source, size=scores[-1])
-    )
+    softmax = RowStep(node, Form.of(Total(), bound=1.0), weights, operation="softmax", source=source, size=scores[-1],
+                      epsilon=LEAST_SUM)  # fmt: skip
+    builder.add(softmax)
     # The heads of a token lie side by side, as the projection after an attention reads them.
     joined = (*range(given - 3), given - 2, given - 3, given - 1) if given > 3 else order
     builder.set(node, Form.of(Total()), order=joined, draft=_product(builder, node, weights, value, shape))
@@ -98,23 +102,29 @@ def _mask(builder: Builder, node: fx.Node, mask: fx.Node) -> Form:
     """What a mask adds to the scores."""
     if mask in builder.lazy:
         return read_form(builder.float_value(mask))
-    info = builder.infos[mask]
     if mask.op == "get_attr":
-        added = torch.zeros(info.shape).masked_fill_(~builder.constant(mask), -math.inf)
-        return read_form(Value.of(Storage.constant(added)))
-
-    def run(value_of: Any) -> Tensor:
-        known = value_of(mask)
-        return torch.zeros(known.shape).masked_fill_(~known, -math.inf) if known.dtype == torch.bool else known.float()
-
-    if mask not in builder.masks:  # all layers of a model may read one
-        builder.masks[mask] = Value.of(Storage("f32", info.shape, tuple(range(len(info.shape)))))
-        builder.add(TorchStep(node, {}, builder.masks[mask], run))
+        return read_form(_shared_mask(builder, mask, lambda mask: _added(builder.constant(mask))))
+    if mask not in builder.masks:
+        shape = builder.infos[mask].shape
+        builder.masks[mask] = Value.of(Storage("f32", shape, tuple(range(len(shape)))))
+        builder.add(TorchStep(None, {}, builder.masks[mask], lambda value_of: _added(value_of(mask))))
     return read_form(builder.masks[mask])
 
 
-def _causal(rows: int, columns: int) -> Tensor:
-    return torch.full((rows, columns), -math.inf).triu(1)
+def _shared_mask(builder: Builder, key: Any, make: Callable[[Any], Tensor]) -> Value:
+    """A constant that all attentions of a plan read."""
+    if key not in builder.masks:
+        builder.masks[key] = Value.of(Storage.constant(make(key)))
+    return builder.masks[key]
+
+
+def _added(mask: Tensor) -> Tensor:
+    """What a mask adds: of bool, -inf where it is false."""
+    return torch.zeros(mask.shape).masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else mask.float()
+
+
+def _causal(scores: tuple[int, int]) -> Tensor:
+    return torch.full(scores, -math.inf).triu(1)
 
 
 RULES: dict[str, Rule] = {"matmul": matmul, "scaled_dot_product_attention": attention}

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from ....base.dynamic_layer import ReferenceLayer
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
 from ..recurrence import Recurrence
+from ..results import PaddedReference
 from ..row_steps import LARGEST
 
 
@@ -25,6 +25,8 @@ def recurrent(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     read = [n for n in (argument, mask, *(states or ())) if n is not None]
     if states is None or not all(n in builder.lazy for n in read) or not _picked(node):
         return False
+    if spec.op == "lstm" and not all(_picked(user) for user in node.users if user.args[1] == 1):
+        return False
     shape = builder.infos[argument].shape  # type: ignore[index]
     if len(shape) != 3 or max(shape[2], layer.hidden_size) > LARGEST:
         return False
@@ -33,23 +35,12 @@ def recurrent(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     recurrence = Recurrence(builder, node, spec, value, builder.float_value(mask) if padded else None)  # type: ignore[arg-type]
     output = recurrence.run([builder.row_major(builder.float_value(n), node) for n in states])
     output = output.permuted((1, 0, 2)) if layer.batch_first else output
-    picked = {user.args[1] for user in node.users}
     ends: Any = None
-    if 1 in picked:
+    if any(user.args[1] == 1 for user in node.users):
         found = [(recurrence.states(i), 1.0, 0) for i in range(2 if spec.op == "lstm" else 1)]
         ends = found if spec.op == "lstm" else found[0]
     builder.pieces[node] = [(output, 1.0, 0), ends]
     return True
-
-
-class PaddedReference(ReferenceLayer):
-    """A recurrent layer over sequences of different lengths: forward(input, mask, state).
-
-    Plain torch ignores the mask: it serves to find the shapes.
-    """
-
-    def forward(self, input: Any, *rest: Any, **options: Any) -> Any:
-        return super().forward(input, *rest[1:], **options)
 
 
 def cell(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
@@ -61,7 +52,7 @@ def cell(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     if len(builder.infos[argument].shape) != 2:  # type: ignore[index]
         return False
     is_lstm = spec.op == "lstmcell"
-    if is_lstm and not all(u.target is operator.getitem and u.args[1] in (0, 1) for u in node.users):
+    if is_lstm and not _picked(node):
         return False
     value = builder.row_major(builder.float_value(argument), node)  # type: ignore[arg-type]
     recurrence = Recurrence(builder, node, spec, value.with_one(0))
@@ -84,8 +75,5 @@ def _given_states(rest: Sequence[Any]) -> list[fx.Node] | None:
 
 
 def _picked(node: fx.Node) -> bool:
-    """Whether the results are only read one by one."""
-    picks = all(u.target is operator.getitem and u.args[1] in (0, 1) for u in node.users)
-    states = [s for u in node.users if u.args[1:] == (1,) for s in u.users] if picks else []
-    is_lstm = any(s.target is operator.getitem for s in states)
-    return picks and (not is_lstm or all(s.target is operator.getitem and s.args[1] in (0, 1) for s in states))
+    """Whether both results are read one by one."""
+    return all(u.target is operator.getitem and u.args[1] in (0, 1) for u in node.users)

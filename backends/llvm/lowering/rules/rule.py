@@ -8,7 +8,7 @@ from torch import fx
 
 from ..builder import Builder
 
-# Sets what the node is, and returns True; or changes nothing and returns False, and torch runs the op.
+# Sets what the node is, and returns True; or returns False, and torch runs the op. Its inputs may be computed then.
 Rule = Callable[[Builder, fx.Node], bool]
 
 

@@ -77,7 +77,8 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
     def draft(form: Form, target: Value) -> list[Step]:
         steps: list[Step] = []
         for place in itertools.product(*phases):
-            taps, part, windows = builder.store.read((node.name, place), partial(_taps, weight, place)), target, []
+            chosen = tuple(phase.taps for phase in place)
+            taps, part, windows = builder.store.read((node.name, chosen), partial(_taps, weight, chosen)), target, []
             for axis, phase in enumerate(place, 2):
                 part = part.narrowed(axis, phase.first, phase.count, strides[axis - 2])
                 windows.append(Window(len(phase.taps), 1, phase.padding))
@@ -123,10 +124,10 @@ class Phase:
         return Phase(first, count, taps, -begin, max(0, -begin), max(0, after))
 
 
-def _taps(weight: Tensor, place: tuple[Phase, ...]) -> Tensor:
-    """The taps that meet the inputs at a place within a stride."""
-    for axis, phase in enumerate(place, 2):
-        weight = weight.index_select(axis, torch.tensor(phase.taps))
+def _taps(weight: Tensor, chosen: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Some taps along each axis."""
+    for axis, taps in enumerate(chosen, 2):
+        weight = weight.index_select(axis, torch.tensor(taps))
     return weight
 
 

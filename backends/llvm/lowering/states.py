@@ -1,0 +1,62 @@
+"""Recurrent layers return their states in tuples: read them one by one, also where a program passes them on whole."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import fx
+from torch.fx.node import map_arg
+
+from ...base.dynamic_layer import spec_of
+
+PAIRS = ("lstm", "gru", "rnn", "lstmcell")  # ops that return two values
+LSTM = ("lstm",)  # whose second value is a pair, too
+
+
+def split_states(gm: fx.GraphModule) -> int:
+    """Replace each tuple that is read as a whole by one of its values. Returns how many are."""
+    modules = dict(gm.named_modules())
+    count = 0
+    for node in list(gm.graph.nodes):
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        spec = spec_of(layer)
+        if spec is None or spec.op not in PAIRS:
+            continue
+        if spec.op in LSTM:
+            for user in list(node.users):
+                if _picks(user) and user.args[1] in (1, -1):
+                    count += _split(user)
+        count += _split(node, nested=spec.op in LSTM)
+    gm.graph.lint()
+    gm.recompile()
+    return count
+
+
+def _split(node: fx.Node, nested: bool = False) -> bool:
+    """Let the readers of a pair read its values.
+
+    Args:
+        nested: the second value is a pair.
+    """
+    whole = [user for user in node.users if not _picks(user)]
+    if not whole:
+        return False
+    first, second = _values(node)
+    pair: Any = (first, _values(second) if nested else second)
+    for user in whole:
+        args: Any = map_arg((user.args, user.kwargs), lambda n: pair if n is node else n)
+        user.args, user.kwargs = args
+    return True
+
+
+def _values(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    values = []
+    for index in (1, 0):  # each is inserted right after the pair
+        with node.graph.inserting_after(node):
+            values.append(node.graph.call_function(operator.getitem, (node, index)))
+    return values[1], values[0]
+
+
+def _picks(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int)
