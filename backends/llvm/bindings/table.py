@@ -1,4 +1,4 @@
-"""All bindings by the name of the op. An op that is missing stays in fp32, and torch runs it."""
+"""All bindings by the name of the op. An op that is missing stays in fp32."""
 
 from __future__ import annotations
 

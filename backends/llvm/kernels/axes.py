@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..codegen.code import Code, Value, i64
+from ..codegen.code import Code, Value
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,11 @@ class Axis:
         """The axis, free unless it has one index."""
         return replace(self, free=self.size > 1)
 
-    def start(self, c: Code, index: Value) -> Value:
-        """The first index of a tile, of an axis that is not free."""
+    def start(self, c: Code, index: Value, last: Value | int) -> Value:
+        """The first index of a tile; ``last`` is that of the last tile."""
         start = c.times(index, self.tile)
-        return start if self.size % self.tile == 0 else c.smaller(start, i64(self.size - self.tile))
+        overlaps = self.tile > 1 and (self.free or self.size % self.tile)
+        return c.smaller(start, last) if overlaps else start
 
 
 def freed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
@@ -103,15 +104,17 @@ class Tiles:
             indices.insert(0, index)
             if axis.size == 1 and not axis.free:
                 continue
-            start = c.times(index, axis.tile)
-            if axis.tile > 1 and (axis.free or axis.size % axis.tile):
-                start = c.smaller(start, self._last[position])
+            start = self.start(position, index)
             for i, move in enumerate(self._moves[position]):
                 if axis.moves[i]:
                     step = c.times(start, move)
                     known = offsets[i]
                     offsets[i] = step if known is None else c.b.add(known, step)
         return [p if o is None else c.at(p, o) for p, o in zip(pointers, offsets, strict=True)], indices
+
+    def start(self, position: int, index: Value) -> Value:
+        """The first index of a tile on an axis."""
+        return self._axes[position].start(self._c, index, self._last[position])
 
 
 def moved(c: Code, pointers: Sequence[Value], index: Value, moves: Sequence[int]) -> list[Value]:

@@ -136,7 +136,7 @@ class _Emitter:
         weights = c.at(self.weights, c.times(first, 4 * d.window[0] * len(self.uses)))
         store = Store(c, self.isa, d.epilogue, c.at(self.params, c.times(first, 4 * d.epilogue.params)), self.scalars)
         with c.loop(0, d.width.tiles) as tile:
-            start = d.width.start(c, tile)
+            start = d.width.start(c, tile, d.width.size - d.width.tile)
             at = moved(c, begin, start, d.width.moves)
             totals = self._sums(at[0], weights, block)
             for r in range(d.height.tile):

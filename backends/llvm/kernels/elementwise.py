@@ -65,5 +65,5 @@ class Elementwise:
         with c.loop(c.low, c.high) as item:
             at, _ = tiles.locate(item, tensors)
             with c.loop(0, inner.tiles) as tile:
-                store.block(None, moved(c, at, inner.start(c, tile), inner.moves), self.block)
+                store.block(None, moved(c, at, inner.start(c, tile, inner.size - inner.tile), inner.moves), self.block)
         return c.finish()

@@ -53,7 +53,7 @@ class Panels:
         tiles = Tiles(c, self.axes)
         with c.loop(c.low, c.high) as item:
             (target, source), indices = tiles.locate(item, pointers)
-            start = self.axes[-1].start(c, indices[-1])
+            start = tiles.start(-1, indices[-1])
 
             def block(index: Value, which: Block) -> None:
                 first = c.times(index, self.blocks[0].vectors * self.isa.lanes)

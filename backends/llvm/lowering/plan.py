@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch.fx.node import map_arg
 from ..codegen.isa import Isa
 from ..runtime.jit import Library
 from ..runtime.kernels import Kernel, kernel_name, object_code
-from ..runtime.native import Address, Arena, NativeProgram, NativeStep
-from .loops import by_round
+from ..runtime.native import Arena, NativeProgram
+from ..runtime.tables import Address, NativeStep, Stretch
+from .loops import by_round, stretches
 from .memory import Constants, Memory, with_fills
 from .steps import AnyStep, Argument, FillStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
-from .waits import find_waits
+from .waits import Waits
 from .weights import Packed
 
 DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
@@ -29,23 +30,21 @@ DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
 
 @dataclass(eq=False)
 class Segment:
-    """Native rows from ``first`` to ``last``, or one step of torch."""
-
-    first: int = 0
-    last: int = 0
-    torch_step: TorchStep | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """A native step as it runs.
+    """Native steps with the rounds of their loops, or one step of torch.
 
     Attributes:
-        round: of the loop that it belongs to.
+        first, last: the runs of the steps, among those of all segments.
     """
 
-    step: Step | FillStep
-    round: int
+    first: int
+    last: int
+    torch_step: TorchStep | None = None
+    stretches: list[tuple[list[Step | FillStep], int]] = field(default_factory=list)
+
+    def add(self, steps: list[Step | FillStep], rounds: int) -> None:
+        """Append steps that run so many times."""
+        self.stretches.append((steps, rounds))
+        self.last += rounds * len(steps)
 
 
 Native = Callable[[Arena, Segment], None]
@@ -67,7 +66,6 @@ class Plan:
 
     Attributes:
         native: the native steps, once each.
-        rows: the native steps as they run.
         made: the kernel of each native step.
         packed: the bytes of the weights that it reads, and keeps alive.
     """
@@ -83,17 +81,16 @@ class Plan:
         self.packed: dict[Packed, int] = {}
         self.native: list[Step | FillStep] = []
         self.segments: list[Segment] = []
-        self.rows: list[Row] = []
-        for step, rounds in by_round(self.steps):
-            if isinstance(step, TorchStep):
-                self.segments.append(Segment(torch_step=step))
+        for body, rounds in stretches(self.steps):
+            last = self.segments[-1].last if self.segments else 0
+            if isinstance(body[0], TorchStep):
+                self.segments.append(Segment(last, last, body[0]))
                 continue
             if not self.segments or self.segments[-1].torch_step is not None:
-                self.segments.append(Segment(len(self.rows), len(self.rows)))
-            if not rounds:
-                self.native.append(step)
-            self.rows.append(Row(step, rounds))
-            self.segments[-1].last = len(self.rows)
+                self.segments.append(Segment(last, last))
+            native = [s for s in body if not isinstance(s, TorchStep)]
+            self.segments[-1].add(native, rounds)
+            self.native += native
         self.made = {s: s.made if isinstance(s, FillStep) else s.make(isa) for s in self.native}
         self.program = self._program(isa)
 
@@ -101,17 +98,17 @@ class Plan:
         kernels: list[Kernel] = list(dict.fromkeys(m.kernel for m in self.made.values()))
         library = Library(object_code(kernels, isa.cpu))
         names = {kernel: kernel_name(kernel) for kernel in kernels}
-        addresses = {step: tuple(map(self._address, made.arguments)) for step, made in self.made.items()}
-        starts = {s.first for s in self.segments if s.torch_step is None}
-        waits = find_waits([row.step for row in self.rows], starts, self.memory)
-        native = []
-        for row, wait in zip(self.rows, waits, strict=True):
-            kernel = self.made[row.step].kernel
-            arguments = addresses[row.step]
-            if row.round:
-                arguments = tuple(replace(a, offset=a.offset + row.round * a.drift) for a in arguments)
-            native.append(NativeStep(names[kernel], arguments, kernel.numbers, kernel.items, wait))
-        return NativeProgram(native, library, self.memory.arena_bytes, self.constants.joined())
+
+        def native(step: Step | FillStep) -> NativeStep:
+            made = self.made[step]
+            arguments = tuple(map(self._address, made.arguments))
+            return NativeStep(names[made.kernel], arguments, made.kernel.numbers, made.kernel.items)
+
+        found, waits = [], Waits(self.memory)
+        for segment in self.segments:
+            found += [Stretch(tuple(map(native, body)), rounds) for body, rounds in segment.stretches]
+        needed = [wait for segment in self.segments for wait in waits.segment(segment.stretches)]
+        return NativeProgram(found, needed, library, self.memory.arena_bytes, self.constants.joined())
 
     def _address(self, argument: Argument) -> Address:
         if isinstance(argument, Packed):
@@ -176,14 +173,15 @@ class Plan:
         place = 0
         for step, _ in by_round(self.steps):
             if isinstance(step, TorchStep):
-                yield Segment(torch_step=step)
+                yield Segment(place, place, step)
                 continue
             yield Segment(place, place + 1)
             place += 1
 
     def step_seconds(self, given: Mapping[fx.Node, Any], rounds: int) -> list[float]:
         """Seconds of each native step within whole runs, all rounds of a loop together: the median of ``rounds``."""
-        found = np.zeros((rounds, len(self.rows)))
+        last = self.segments[-1].last if self.segments else 0
+        found = np.zeros((rounds, last))
         for row in found:
 
             def timed(arena: Arena, segment: Segment, row: Any = row) -> None:
@@ -195,10 +193,12 @@ class Plan:
                 row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
 
             self.run(given, native=timed)
-        seconds = dict.fromkeys(self.native, 0.0)
-        for each, place in zip(self.rows, np.median(found, axis=0), strict=True):
-            seconds[each.step] += float(place)
-        return list(seconds.values())
+        seconds: list[float] = []
+        times = np.median(found, axis=0)
+        for body, each in (stretch for segment in self.segments for stretch in segment.stretches):
+            own, times = np.split(times, [each * len(body)])
+            seconds += own.reshape(each, -1).sum(0).tolist()
+        return seconds
 
     def _run_torch(self, step: TorchStep, arena: Arena, env: dict[fx.Node, Any]) -> None:
         def value_of(node: fx.Node) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from ...base.dynamic_spec import DynamicSpec
 from .builder import Builder
 from .lazy import bounded, constant_form, read_form
-from .row_products import Matrix, rows_of
+from .row_products import Matrix, row_operand
 from .steps import ElementwiseStep, Loop
 from .storage import Storage
 from .terms import Apply, Form
@@ -81,13 +81,13 @@ class Recurrence:
 
     def _layer(self, directions: Sequence[Direction], states: Sequence[Value]) -> None:
         inputs = [Matrix.of(self.builder, self.spec, f"weight_ih{d.suffix}") for d in directions]
-        rows = rows_of(self.builder, self.node, self.sequence, inputs)
+        operand = row_operand(self.builder, self.node, self.sequence, inputs)
         # A row before the first time step and one after the last hold the initial states of both directions.
         joined = self._memory(self.time + 2, self.batch, self.channels * len(directions))
         for direction, matrix in zip(directions, inputs, strict=True):
             gates = self._memory(self.time, self.batch, matrix.weight.shape[0])
-            form = rows.product(matrix, self._input_bias(direction))
-            self._add(rows.steps(self.builder, self.node, matrix, form, gates))
+            form = operand.product(matrix, self._input_bias(direction))
+            self._add(operand.steps(self.builder, self.node, matrix, form, gates))
             self._direction(direction, gates, joined.narrowed(2, direction.place, self.channels), states)
         self.sequence = joined.narrowed(0, 1, self.time)
 
@@ -134,18 +134,18 @@ class Recurrence:
     ) -> None:
         """One time step: from the state ``before`` and what the input gives ``now`` to the state ``after``."""
         matrix = Matrix.of(self.builder, self.spec, f"weight_hh{direction.suffix}")
-        rows = rows_of(self.builder, self.node, before, [matrix])
+        operand = row_operand(self.builder, self.node, before, [matrix])
         if self.kind == "rnn":
-            total = rows.product(matrix).plus(read_form(now))
+            total = operand.product(matrix).plus(read_form(now))
             form = _apply("tanh", total) if self.layer.nonlinearity == "tanh" else bounded(total, 0.0, float("inf"))
-            self._add(rows.steps(self.builder, self.node, matrix, _masked(form, before, mask), after))
+            self._add(operand.steps(self.builder, self.node, matrix, _masked(form, before, mask), after))
             return
         bias = self._bias(f"bias_hh{direction.suffix}") if self.kind == "gru" else 0.0
-        form = rows.product(matrix, bias)
+        form = operand.product(matrix, bias)
         if cells is not None:
             form = form.plus(read_form(now))
         products = self._memory(self.batch, matrix.weight.shape[0])
-        self._add(rows.steps(self.builder, self.node, matrix, form, products))
+        self._add(operand.steps(self.builder, self.node, matrix, form, products))
         parts = [read_form(products.narrowed(1, i * self.size, self.size)) for i in range(GATES[self.kind])]
         if cells is not None:
             old, cell = (cells.narrowed(0, i, 1).at_round(0) for i in range(2))
@@ -168,8 +168,8 @@ class Recurrence:
             return
         hidden = self._store(form, self._memory(self.batch, self.size))
         matrix = Matrix.of(self.builder, self.spec, f"weight_hr{direction.suffix}")
-        rows = rows_of(self.builder, self.node, hidden, [matrix])
-        self._add(rows.steps(self.builder, self.node, matrix, _masked(rows.product(matrix), before, mask), after))
+        operand = row_operand(self.builder, self.node, hidden, [matrix])
+        self._add(operand.steps(self.builder, self.node, matrix, _masked(operand.product(matrix), before, mask), after))
 
     def _add(self, steps: Sequence[Any]) -> None:
         for step in steps:

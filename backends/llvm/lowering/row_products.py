@@ -49,7 +49,7 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowOperand:
     """A tensor [..., channels] as the kernels read it: fp32, or integers with a zero point and a scale for each row."""
 
     value: Value
@@ -75,10 +75,10 @@ class Rows:
                                 weight=taps, windows=(Window(1),) * (axes - 2), store=builder.store)]  # fmt: skip
 
 
-def rows_of(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> Rows:
+def row_operand(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> RowOperand:
     """``value`` as the layers of these weights read it."""
     if matrices[0].weight.is_floating_point():
-        return Rows(value)
+        return RowOperand(value)
     axes = tuple(range(len(value.shape)))
     ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), axes, dense=True))
     source, size = read_form(value), value.shape[-1]
@@ -88,4 +88,4 @@ def rows_of(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Ma
     integers = Value.of(Storage(element, value.shape, axes, dense=True))
     steps = Form.of(Apply("mul", (source, factor))).plus(zero)
     builder.add(ElementwiseStep(node, bounded(steps, 0.0, 255.0), integers))
-    return Rows(integers, zero, scale)
+    return RowOperand(integers, zero, scale)

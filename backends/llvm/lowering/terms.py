@@ -19,7 +19,7 @@ from .values import Value
 
 @dataclass(frozen=True)
 class Total:
-    """The int32 sum of the contraction whose output this is a part of."""
+    """The sum of the step whose output this is a part of: int32 or fp32."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,7 @@ import ctypes
 import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,45 +17,12 @@ from .cpu import host
 from .driver import CONTEXT, DRIVER, ENTRY, STEP
 from .jit import Library, compile_ir
 from .openmp import openmp
+from .tables import Stretch, Tables
 
-Space = Literal["arena", "constant", "given", "fixed"]
 SLACK = 256  # bytes before and after, as kernels may read past the end of a tensor
 ALIGNMENT = 64
 HUGE_PAGE = 2 * 2**20
 SHARED = 16 * 2**20  # bytes of an arena: larger ones are not kept for other programs
-
-
-@dataclass(frozen=True)
-class Address:
-    """A place in the arena, in the constants, in a tensor that is given with a call, or at a fixed address.
-
-    Attributes:
-        index: the number of the given tensor.
-        offset: bytes.
-        drift: bytes that it moves on in each round of a loop.
-    """
-
-    space: Space
-    offset: int
-    index: int = 0
-    drift: int = 0
-
-
-@dataclass(frozen=True)
-class NativeStep:
-    """A call of a kernel.
-
-    Attributes:
-        kernel: its name.
-        numbers: what it reads at run time.
-        wait: all threads must have done the steps before.
-    """
-
-    kernel: str
-    arguments: tuple[Address, ...]
-    numbers: tuple[int, ...]
-    items: int
-    wait: bool
 
 
 def aligned_bytes(size: int) -> Tensor:
@@ -88,20 +53,19 @@ class NativeProgram:
     """Steps, with the memory that they need.
 
     Args:
-        steps: in order.
+        stretches: the steps, in order.
+        waits: before which runs of them all threads must have done the runs before.
         library: the kernels.
         arena_bytes: size of an arena.
         constants: weights and parameters, uint8.
     """
 
-    def __init__(self, steps: Sequence[NativeStep], library: Library, arena_bytes: int, constants: Tensor) -> None:
-        self.steps, self.library, self.arena_bytes, self.constants = steps, library, arena_bytes, constants
+    def __init__(
+        self, stretches: Sequence[Stretch], waits: Sequence[bool], library: Library, arena_bytes: int, constants: Tensor
+    ) -> None:
+        self.library, self.arena_bytes, self.constants = library, arena_bytes, constants
+        self.tables = Tables(stretches, waits, library.address, constants.data_ptr())
         self._idle: list[Arena] = []
-        places: dict[tuple[int, ...], int] = {}
-        for step in steps:
-            places.setdefault(step.numbers, sum(map(len, places)))
-        self._numbers = np.array([n for numbers in places for n in numbers] or [0], dtype=np.int64)
-        self.numbers_at = {numbers: self._numbers.ctypes.data + 8 * place for numbers, place in places.items()}
         _driver()
 
     @contextmanager
@@ -164,27 +128,9 @@ class Arena:
         self._base = 0
         self._program = program
         self._arrived = np.zeros(1, dtype=np.int64)
-        steps = program.steps
-        starts = np.cumsum([1, *(len(s.arguments) + 1 for s in steps)])  # the word before is for the numbers
-        self._arguments = np.zeros(max(int(starts[-1]), 1), dtype=np.int64)
-        base = {"arena": 0, "constant": program.constants.data_ptr(), "fixed": 0}
-        inside: list[int] = []  # the arguments that lie in the arena
-        self._given: list[tuple[int, int, int]] = []  # place of the argument, number of the tensor, offset
-        for start, step in zip(starts, steps, strict=False):
-            self._arguments[start - 1] = program.numbers_at[step.numbers]
-            for i, address in enumerate(step.arguments, int(start)):
-                if address.space == "given":
-                    self._given.append((i, address.index, address.offset))
-                else:
-                    self._arguments[i] = base[address.space] + address.offset
-                    if address.space == "arena":
-                        inside.append(i)
-        self._inside = np.array(inside, dtype=np.int64)
-        at = self._arguments.ctypes.data
-        self._table = np.array(
-            [[program.library.address[s.kernel], at + 8 * int(start), s.items, s.wait]
-             for start, s in zip(starts, steps, strict=False)], dtype=np.int64,
-        ).reshape(-1, len(STEP))  # fmt: skip
+        tables = program.tables
+        self._tables, self._arguments = tables, tables.arguments.copy()
+        self._table = tables.table(self._arguments.ctypes.data)
         self._context = np.zeros(len(CONTEXT), dtype=np.int64)
         threads = openmp()
         self._teams = threads is not None
@@ -200,13 +146,15 @@ class Arena:
         """Lie in ``memory``."""
         self.memory, base = memory, memory.data_ptr()
         if base != self._base:
-            self._arguments[self._inside] += base - self._base
+            self._arguments[self._tables.inside] += base - self._base
             self._base = base
 
     def give(self, tensors: Sequence[Tensor]) -> None:
         """Set the tensors of the call."""
-        for place, index, offset in self._given:
-            self._arguments[place] = tensors[index].data_ptr() + offset
+        tables = self._tables
+        if len(tables.given):
+            starts = np.array([t.data_ptr() for t in tensors], dtype=np.int64)
+            self._arguments[tables.given] = tables.arguments[tables.given] + starts[tables.tensors]
 
     def run(self, first: int, last: int, clocks: np.ndarray | None = None) -> None:
         """Run the steps from ``first`` to ``last``.

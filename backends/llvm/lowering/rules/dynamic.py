@@ -10,7 +10,7 @@ from torch import fx
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
 from ..lazy import bounded
-from ..row_products import Matrix, rows_of
+from ..row_products import Matrix, row_operand
 from ..row_steps import LARGEST
 from ..steps import Step
 from ..terms import Form
@@ -27,11 +27,11 @@ def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
         return False
     value = builder.row_major(builder.float_value(argument), node)
     matrix, bias = Matrix.of(builder, spec, "weight"), spec.vector("bias")
-    rows = rows_of(builder, node, value, [matrix])
-    form = rows.product(matrix, 0.0 if bias is None else bias.double())
+    operand = row_operand(builder, node, value, [matrix])
+    form = operand.product(matrix, 0.0 if bias is None else bias.double())
 
     def draft(form: Form, target: Value) -> list[Step]:
-        return rows.steps(builder, node, matrix, form, target)
+        return operand.steps(builder, node, matrix, form, target)
 
     form = bounded(form, 0.0, math.inf) if spec.relu else form
     builder.set(node, form, order=tuple(range(len(shape))), draft=draft)
