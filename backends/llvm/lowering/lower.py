@@ -109,7 +109,9 @@ class Lowering:
         spec = spec_of(self.builder.modules.get(str(node.target)) if node.op == "call_module" else None)
         if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](self.builder, node, spec):
             return False
-        self._note(node)
+        lazy = self.builder.lazy.get(node)
+        if lazy is not None and lazy.plain is None:  # recurrent layers have steps of their own
+            self._note(node)
         return True
 
     def _by_rule(self, node: fx.Node, row: OpRow | None) -> bool:

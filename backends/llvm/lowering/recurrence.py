@@ -135,31 +135,30 @@ class Recurrence:
         """One time step: from the state ``before`` and what the input gives ``now`` to the state ``after``."""
         matrix = Matrix.of(self.builder, self.spec, f"weight_hh{direction.suffix}")
         operand = row_operand(self.builder, self.node, before, [matrix])
+        bias = self._bias(f"bias_hh{direction.suffix}") if self.kind == "gru" else 0.0
+        form = operand.product(matrix, bias)
         if self.kind == "rnn":
-            total = operand.product(matrix).plus(read_form(now))
+            total = form.plus(read_form(now))
             form = _apply("tanh", total) if self.layer.nonlinearity == "tanh" else bounded(total, 0.0, float("inf"))
             self._add(operand.steps(self.builder, self.node, matrix, _masked(form, before, mask), after))
             return
-        bias = self._bias(f"bias_hh{direction.suffix}") if self.kind == "gru" else 0.0
-        form = operand.product(matrix, bias)
-        if cells is not None:
+        if self.kind == "lstm":
             form = form.plus(read_form(now))
         products = self._memory(self.batch, matrix.weight.shape[0])
         self._add(operand.steps(self.builder, self.node, matrix, form, products))
-        parts = [read_form(products.narrowed(1, i * self.size, self.size)) for i in range(GATES[self.kind])]
-        if cells is not None:
-            old, cell = (cells.narrowed(0, i, 1).at_round(0) for i in range(2))
-            enter, forget, new, leave = parts
-            kept = _product(_apply("sigmoid", forget), read_form(old))
-            total = kept.plus(_product(_apply("sigmoid", enter), _apply("tanh", new)))
-            self._store(_masked(total, old, mask), cell)
-            self._lstm_output(direction, _product(_apply("sigmoid", leave), _apply("tanh", read_form(cell))), before,
-                              after, mask)  # fmt: skip
+        gates = self._gates(products)
+        if cells is None:
+            self._store(_masked(_gru(self._gates(now), gates, read_form(before)), before, mask), after)
             return
-        inputs = [read_form(now.narrowed(1, i * self.size, self.size)) for i in range(3)]
-        reset, update = (_apply("sigmoid", inputs[i].plus(parts[i])) for i in range(2))
-        new = _apply("tanh", inputs[2].plus(_product(reset, parts[2])))
-        self._store(_masked(new.plus(_product(update, read_form(before).plus(new, -1.0))), before, mask), after)
+        old, cell = (cells.narrowed(0, i, 1).at_round(0) for i in range(2))
+        enter, forget, new, leave = gates
+        kept = _product(_apply("sigmoid", forget), read_form(old))
+        self._store(_masked(kept.plus(_product(_apply("sigmoid", enter), _apply("tanh", new))), old, mask), cell)
+        form = _product(_apply("sigmoid", leave), _apply("tanh", read_form(cell)))
+        self._lstm_output(direction, form, before, after, mask)
+
+    def _gates(self, sums: Value) -> list[Form]:
+        return [read_form(sums.narrowed(1, i * self.size, self.size)) for i in range(GATES[self.kind])]
 
     def _lstm_output(self, direction: Direction, form: Form, before: Value, after: Value, mask: Value | None) -> None:
         """The state of an LSTM, projected if the layer has projections."""
@@ -169,7 +168,8 @@ class Recurrence:
         hidden = self._store(form, self._memory(self.batch, self.size))
         matrix = Matrix.of(self.builder, self.spec, f"weight_hr{direction.suffix}")
         operand = row_operand(self.builder, self.node, hidden, [matrix])
-        self._add(operand.steps(self.builder, self.node, matrix, _masked(operand.product(matrix), before, mask), after))
+        form = _masked(operand.product(matrix), before, mask)
+        self._add(operand.steps(self.builder, self.node, matrix, form, after))
 
     def _add(self, steps: Sequence[Any]) -> None:
         for step in steps:
@@ -181,6 +181,13 @@ class Recurrence:
         for number, ends in enumerate(self.ends):
             self._store(read_form(ends[which]), joined.narrowed(0, number, 1).without(0))
         return joined
+
+
+def _gru(inputs: Sequence[Form], states: Sequence[Form], before: Form) -> Form:
+    """The state of a GRU, from what the input and the state before give to its gates."""
+    reset, update = (_apply("sigmoid", inputs[i].plus(states[i])) for i in range(2))
+    new = _apply("tanh", inputs[2].plus(_product(reset, states[2])))
+    return new.plus(_product(update, before.plus(new, -1.0)))
 
 
 def _masked(new: Form, old: Value, mask: Value | None) -> Form:

@@ -14,6 +14,7 @@ from fxquant.backends.llvm.backend import LLVMBackend
 from fxquant.backends.llvm.codegen.isas import available
 from fxquant.compiler.core.tensors import tensors_of
 from fxquant.compiler.numerics.metrics import sqnr
+from fxquant.compiler.runtime.call_forms import GraphForm
 from fxquant.passes.dynamic.layer_maker import LayerMaker
 from fxquant.passes.dynamic.plan import LayerRequest
 
@@ -140,3 +141,96 @@ def test_inside_of_a_plan() -> None:
     (chosen,) = q._compiled.run._chosen.values()  # type: ignore[union-attr]
     (plan, _) = next(iter(chosen.run._plans.values()))
     assert all(segment.torch_step is None for segment in plan.segments)
+
+
+class Translator(nn.Module):
+    """The state of the encoder goes to the decoder as it is."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.encoder, self.decoder = (kind(INPUTS, SIZE, batch_first=True) for _ in range(2))  # type: ignore[call-arg]
+        self.head = nn.Linear(SIZE, 7)
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        _, state = self.encoder(x)
+        output, last = self.decoder(y, state)
+        return self.head(output), last
+
+
+class Whole(nn.Module):
+    """The result of the layer is returned as it is."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.layer = kind(INPUTS, SIZE)  # type: ignore[call-arg]
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return self.layer(x + y)
+
+
+class Unrolled(nn.Module):
+    """A cell that gets its own state, and the last state picked."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        cells = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
+        self.layer, self.cell = kind(INPUTS, SIZE, 2), cells[kind](INPUTS, SIZE)  # type: ignore[call-arg, index]
+        self.has_cells = kind is nn.LSTM
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        state = self.cell(x[0])
+        for number in range(1, 3):
+            state = self.cell(x[number], state)
+        _, ends = self.layer(y)
+        return state, (ends[0] if self.has_cells else ends)[-1]
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("make", [Translator, Whole, Unrolled])
+@torch.no_grad()
+def test_states_that_are_passed_on_whole(make: Any, kind: type[nn.Module], scheme: str) -> None:
+    torch.manual_seed(0)
+    model, given = make(kind).eval(), (torch.randn(4, 3, INPUTS), torch.randn(4, 3, INPUTS))
+    options: dict[str, Any] = {}
+    if scheme == "static":
+        overrides = dict.fromkeys({type(m) for m in model.modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)})
+        config = fxquant.QuantConfig(overrides=dict.fromkeys(overrides, "dynamic"))  # type: ignore[arg-type]
+        options = {"calibration": [given], "config": config}
+    q = fxquant.compile(model, scheme=scheme, backend="llvm", **options)  # type: ignore[arg-type]
+    for _ in range(2):
+        check(model(*given), q(*given), 33.0)
+    if scheme == "dynamic":
+        (form,) = q._compiled.run._chosen.values()  # type: ignore[union-attr]
+        assert isinstance(form, GraphForm)
+
+
+@torch.no_grad()
+def test_a_sequence_of_thousands_of_steps() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.GRU(4, 8).eval(), torch.randn(3000, 1, 4)
+    q = fxquant.compile(layer, scheme="dynamic")
+    check(layer(x), q(x), 33.0)
+
+
+@torch.no_grad()
+def test_states_of_another_size_are_refused_as_in_torch() -> None:
+    q = fxquant.compile(nn.LSTM(4, 8).eval(), scheme="dynamic")
+    with pytest.raises(fxquant.CallError, match=r"Expected hidden\[0\] size \(1, 2, 8\), got \[1, 3, 8\]"):
+        q(torch.randn(5, 2, 4), (torch.zeros(1, 3, 8), torch.zeros(1, 3, 8)))
+    with pytest.raises(fxquant.CallError, match="must be input_size, 4; got 5"):
+        q(torch.randn(5, 2, 5))
+
+
+def test_weights_beyond_fp16_stay_integers() -> None:
+    """Few weights of the input get fp16, but not those that it would round to zero."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(1, 64, 2).eval()
+    assert "fp16 weights of the input" in fxquant.compile(layer, scheme="dynamic").report.rows[0].kernel
+    with torch.no_grad():
+        layer.weight_ih_l0 *= 1e-8
+    x = 1e8 * torch.randn(5, 2, 1)
+    q = fxquant.compile(layer, scheme="dynamic")
+    assert "fp16" not in q.report.rows[0].kernel
+    with torch.no_grad():
+        check(layer(x), q(x), 30.0)
