@@ -65,9 +65,9 @@ def spec_of(module: Any) -> DynamicSpec | None:
 class ReferenceLayer(DynamicLayer):
     """A specification run in plain torch ops. This is how the frozen program holds a dynamic layer.
 
-    Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of other
-    layers with one for all. Kernels may round it otherwise: x86 takes one range for all rows, llvm takes one for each
-    row of a recurrent layer and of its states.
+    Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of a
+    convolution for each pixel, that of other layers with one for all. Kernels may round it otherwise: x86 takes one
+    range for all rows, llvm takes one for each row of a recurrent layer and of its states.
     """
 
     def __init__(self, spec: DynamicSpec) -> None:
@@ -95,6 +95,9 @@ class ReferenceLayer(DynamicLayer):
         (spec,) = self.spec
         if spec.op == "linear":
             return round_trip_rows(x)
+        if spec.op in ("conv1d", "conv2d", "conv3d"):
+            channels = -1 - len(spec.layer.kernel_size)  # type: ignore[arg-type]
+            return round_trip_rows(x.movedim(channels, -1)).movedim(-1, channels)
         return round_trip(x, affine_qparams(float(x.min()), float(x.max())))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...compiler.core.tensors import tensor_bytes, total_bytes
 from .weights import IntegerWeight
 
-RoundedWeight = IntegerWeight | Tensor  # integers, or fp16
+RoundedWeight = IntegerWeight | Tensor  # integers, or fp16; a backend may run fp32 in the same way
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,13 @@ from ..base.backend import Latencies, Lowered, Target, binding_named
 from ..base.binding import Binding
 from ..base.dynamic_layer import DynamicLayer
 from ..base.program import FrozenProgram, copy_program
-from .bindings.table import BINDINGS
+from .bindings.table import BINDINGS, refuse_window
 from .codegen.isa import Isa
 from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
-from .lowering.lower import DYNAMIC, RECURRENT
+from .lowering.lower import DYNAMIC, POINTWISE, RECURRENT
 from .lowering.planned_layer import planned_layer
 from .lowering.programs import PlannedProgram
 from .lowering.states import split_states
@@ -49,7 +49,12 @@ class LLVMBackend:
         make = partial(planned_layer, isa=self.isa)
         self.bindings: Mapping[str, Binding] = BINDINGS
         layers = {
-            name: replace(binding_named(self, name), dynamic=make, mixed_weights=name in RECURRENT, refuse_dynamic=None)
+            name: replace(
+                binding_named(self, name),
+                dynamic=make,
+                mixed_weights=name in RECURRENT,
+                refuse_dynamic=refuse_window if name in POINTWISE else None,
+            )
             for name in DYNAMIC
         }
         self.bindings = {**BINDINGS, **layers}

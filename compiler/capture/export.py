@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..core.errors import CaptureError
 from ..execution.graphs import ModelGraph
-from ..execution.interface import ANY_SIZE, Interface, Leaf
+from ..execution.interface import ANY_SIZE, Interface, Leaf, kind_of
 from ..execution.sample import Batch
 from .aten import CHECKS, does_nothing, name_of, spelled
 from .exporting import exporting
@@ -45,7 +45,8 @@ def export(model: nn.Module, batch: Batch) -> tuple[fx.GraphModule, Interface]:
     _refuse_changes(program)
     converter = Converter(program, model, inputs)
     gm = converter.converted()
-    interface = Interface(tuple(converter.leaves), {}, program.call_spec.out_spec)
+    kinds = {name: kind_of(value) for name, value in inputs.items() if isinstance(value, list | tuple | Mapping)}
+    interface = Interface(tuple(converter.leaves), {}, program.call_spec.out_spec, kinds)
     if not computes_the_same(gm, model, interface, ((), inputs)):
         raise CaptureError(f"torch.export does not capture what {type(model).__name__} computes.")
     return gm, replace(interface, ranges=_ranges(program, gm, model, interface, inputs))

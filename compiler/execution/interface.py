@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.utils import _pytree as pytree
 
 Sizes = dict[Any, int]  # by symbol
@@ -37,12 +39,16 @@ class Leaf:
 
     def violation(self, given: Any, known: Sizes) -> str | None:
         """What is wrong with the input ``given``; None if nothing is. Adds sizes to ``known``."""
-        value = pytree.key_get(given, self.path) if self.path else given
+        try:
+            value = pytree.key_get(given, self.path) if self.path else given
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return f"Input '{self.label}' is missing; forward() was traced with it."
         if self.sizes is None:
             same = type(value) is type(self.value) and bool(value == self.value)
-            return None if same else f"Input '{self.label}' is {value!r}; forward() was traced for {self.value!r}."
+            known_value = f"forward() was traced for {_shown(self.value)}"
+            return None if same else f"Input '{self.label}' is {_shown(value)}; {known_value}."
         if not isinstance(value, Tensor):
-            return f"Input '{self.label}' is {value!r}; forward() was traced for a tensor."
+            return f"Input '{self.label}' is {_shown(value)}; forward() was traced for a tensor."
         if value.dim() != len(self.sizes):
             return f"Input '{self.label}' has {value.dim()} axes; forward() was traced for {len(self.sizes)}."
         for axis, (size, wanted) in enumerate(zip(value.shape, self.sizes, strict=True)):
@@ -61,15 +67,21 @@ class Interface:
         leaves: all tensors and values among the inputs.
         ranges: the least and the largest size for each symbol.
         structure: of the outputs, whose leaves the graph returns as a tuple; None: as the graph returns them.
+        kinds: what each input is, by its name, as :func:`kind_of` tells; those that are missing may be anything.
     """
 
     leaves: tuple[Leaf, ...] = ()
     ranges: Mapping[Any, tuple[int, int]] = field(default_factory=dict)
     structure: pytree.TreeSpec | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def violation(self, names: Sequence[str], inputs: Sequence[Any]) -> str | None:
         """What of a call is not as the graph needs it: one sentence; None if all is."""
         given, known = dict(zip(names, inputs, strict=True)), Sizes()
+        for name, kind in self.kinds.items():
+            now = kind_of(given[name])
+            if now != kind:
+                return f"Input '{name}' is {now}; forward() was traced for {kind}."
         for leaf in self.leaves:
             wrong = leaf.violation(given[leaf.name], known)
             if wrong:
@@ -85,7 +97,41 @@ class Interface:
 
     def rebuilt(self, outputs: Any) -> Any:
         """``outputs`` of the graph in the structure that forward() returns."""
-        return outputs if self.structure is None else pytree.tree_unflatten(list(outputs), self.structure)
+        return _mutable(outputs) if self.structure is None else pytree.tree_unflatten(list(outputs), self.structure)
 
 
 ANY_CALL = Interface()  # of a graph that holds for every call
+
+
+def kind_of(value: Any) -> str:
+    """What forward() may tell an input by, besides sizes and values: "a float tensor", "None", "[a number, None]"."""
+    if isinstance(value, Tensor):
+        floats = value.is_floating_point() or value.is_complex()
+        return "a float tensor" if floats else "a bool tensor" if value.dtype == torch.bool else "an integer tensor"
+    if value is None or isinstance(value, bool):
+        return "None" if value is None else "a bool"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {kind_of(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(kind_of, value))}]"
+    return type(value).__name__
+
+
+def kinds_of(names: Sequence[str], inputs: Sequence[Any]) -> dict[str, str]:
+    """The kind of each input."""
+    return {name: kind_of(value) for name, value in zip(names, inputs, strict=True)}
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str | int | float | None) else kind_of(value)
+
+
+def _mutable(outputs: Any) -> Any:
+    """``outputs`` with plain lists and dicts for those of ``torch.fx``, which refuse to change."""
+    if isinstance(outputs, immutable_list):
+        return list(map(_mutable, outputs))
+    if isinstance(outputs, immutable_dict):
+        return {key: _mutable(value) for key, value in outputs.items()}
+    return tuple(map(_mutable, outputs)) if type(outputs) is tuple else outputs

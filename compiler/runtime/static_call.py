@@ -44,6 +44,9 @@ class StaticCall:
             inputs = self.signature.bind(args, kwargs)
         except TypeError as error:
             return self._otherwise(error, args, kwargs)
+        violation = self.interface.violation(self.signature.names, inputs)
+        if violation:
+            return self._otherwise(CallError(f"{violation} Compile the model for such calls, too."), args, kwargs)
         for name, value, seen in zip(self.signature.names, inputs, self.example, strict=True):
             if isinstance(value, Tensor):
                 _check(name, value, seen)
@@ -58,9 +61,6 @@ class StaticCall:
         return self.fallback(error, args, kwargs)
 
     def _result(self, inputs: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        violation = self.interface.violation(self.signature.names, inputs)
-        if violation:
-            raise CallError(f"{violation} Compile the model for such calls, too.")
         try:
             outputs = self.run(*args, **kwargs)
         except Exception as error:

@@ -20,7 +20,8 @@ from ..core.errors import CaptureError
 from ..core.progress import stage
 from ..core.tensors import total_bytes
 from ..execution.batches import run_batch
-from ..execution.interface import ANY_CALL, Interface
+from ..execution.inputs import Signature
+from ..execution.interface import ANY_CALL, Interface, kinds_of
 from ..execution.sample import Batch
 from ..execution.state import SavedState
 from .options import Options
@@ -82,7 +83,9 @@ def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> Captured
         assert model.original is not None
         model.runner.begin(model.gm, batch)
         if is_captured(model.gm, model.original, batch):
-            return _opened(model, model.original, batch)
+            signature = Signature.of(model.gm)
+            kinds = kinds_of(signature.names, signature.bind(*batch))
+            return _opened(replace(model, interface=Interface(kinds=kinds)), model.original, batch)
         reason = _OTHER_RESULT.format(type(model.original).__name__)
         model = UntracedModel(model.original, model.options, model.fp32_bytes, reason, None)
     run_batch(model.model, batch)  # what fails in fp32, too, is no fault of the capture

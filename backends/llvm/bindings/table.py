@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from ...base.binding import Binding
 from ...base.op import Call
+from ...ops.convolution import is_pointwise
 
 BETWEEN = "it computes in fp32 inside"
+
+
+def refuse_window(module: nn.Module) -> str | None:
+    """Why a convolution cannot quantize its input at run time."""
+    if is_pointwise(module):
+        return None
+    return "only for kernel size 1, one group and no padding: each pixel has a scale of its own"
 
 
 def _refuse_transposed(call: Call) -> str | None:

@@ -16,6 +16,7 @@ from ....compiler.execution.visitor import Visitor
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.backend import KernelChoice
 from ...base.dynamic_layer import spec_of
+from ...base.dynamic_spec import DynamicSpec
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.op import OpRow
 from ...ops.table import OPS
@@ -47,7 +48,8 @@ RECURRENT = {
     **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
     **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
 }
-DYNAMIC = {"linear": dynamic.linear, **RECURRENT}
+POINTWISE = dict.fromkeys(("conv1d", "conv2d", "conv3d"), dynamic.pointwise_convolution)
+DYNAMIC = {"linear": dynamic.linear, **POINTWISE, **RECURRENT}
 
 
 class Lowering:
@@ -70,6 +72,7 @@ class Lowering:
         infos, statics = sizes(gm, given)
         self.builder = Builder(gm, infos, statics, isa, store or WeightStore())
         self.views: list[fx.Node] = []
+        self.recurrent: dict[fx.Node, DynamicSpec] = {}
 
     def plan(self) -> Plan:
         """The steps with their kernels, ready to run."""
@@ -101,16 +104,20 @@ class Lowering:
         elif is_dequantize(node):
             value, shift = builder.quantized[node.args[0]]  # type: ignore[index]
             builder.set_value(node, value, float(node.args[1]), int(node.args[2]) + shift)  # type: ignore[arg-type]
-        elif not self._by_rule(node, OPS.of(node, builder.modules)) and not self._dynamic(node):
+        elif not self._by_rule(node, OPS.of(node, builder.modules)) and not self._layer(node):
             self._in_torch(node)
 
-    def _dynamic(self, node: fx.Node) -> bool:
-        """A layer that quantizes its input."""
-        spec = spec_of(self.builder.modules.get(str(node.target)) if node.op == "call_module" else None)
-        if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](self.builder, node, spec):
+    def _layer(self, node: fx.Node) -> bool:
+        """A layer that quantizes its input, or a recurrent one in fp32."""
+        builder = self.builder
+        spec = spec_of(builder.modules.get(str(node.target)) if node.op == "call_module" else None)
+        if spec is None and not runs_user_code(node, builder.modules):
+            spec = builder.store.read((node.target, "recurrent"), lambda: recurrent.float_spec(builder, node))
+        if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](builder, node, spec):
             return False
-        lazy = self.builder.lazy.get(node)
-        if lazy is not None and lazy.plain is None:  # recurrent layers have steps of their own
+        if spec.op in RECURRENT:
+            self.recurrent[node] = spec
+        else:
             self._note(node)
         return True
 
@@ -152,6 +159,9 @@ class Lowering:
         found = {node: KernelChoice("a view") for node in self.views}
         for op, step in self.builder.made_by.items():
             found[op] = self._choice(op, step)
+        for op, spec in self.recurrent.items():
+            integers = any(not isinstance(w, Tensor) for w in spec.weights.values())
+            found[op] = KernelChoice(f"{self.isa.name} {spec.op}", "int8" if integers else "fp32")
         return found
 
     def _choice(self, op: fx.Node, step: Step | TorchStep) -> KernelChoice:

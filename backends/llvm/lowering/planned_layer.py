@@ -36,7 +36,7 @@ class Programs:
 
 
 class PlannedLayer(DynamicLayer):
-    """``nn.Linear`` as a program of one op. In a graph, the plan of the graph computes it.
+    """A linear layer or convolution as a program of one op. In a graph, the plan of the graph computes it.
 
     Args:
         spec: what the layer is.
@@ -150,4 +150,4 @@ def map_state(state: Any, change: Any) -> Any:
 
 def planned_layer(spec: DynamicSpec, isa: Isa) -> DynamicLayer:
     """The layer of a specification."""
-    return PlannedLayer(spec, isa) if spec.op == "linear" else PlannedRecurrent(spec, isa)
+    return PlannedRecurrent(spec, isa) if hasattr(spec.layer, "hidden_size") else PlannedLayer(spec, isa)

@@ -36,6 +36,8 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
     if spec.op == "linear":
         _check(value, "in_features", layer.in_features)
         return value.new_zeros(*value.shape[:-1], layer.out_features)
+    if hasattr(layer, "kernel_size"):
+        return _empty_pixels(layer, value)
     deep = hasattr(layer, "num_layers")
     if not hasattr(layer, "input_size") or value.dim() != 2 + deep:
         return None
@@ -53,6 +55,14 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
             return None
     last = ends if len(ends) > 1 else ends[0]
     return (value.new_zeros(*value.shape[:-1], channels * directions), last) if deep else last
+
+
+def _empty_pixels(conv: Any, value: Tensor) -> Tensor | None:
+    """The result of a convolution with windows of one pixel; None: torch does not accept its input."""
+    if value.dim() != len(conv.stride) + 2 or value.shape[1] != conv.in_channels:
+        return None
+    sizes = (-(-n // stride) for n, stride in zip(value.shape[2:], conv.stride, strict=True))
+    return value.new_zeros(value.shape[0], conv.out_channels, *sizes)
 
 
 def _check(value: Tensor, name: str, size: int) -> None:

@@ -23,14 +23,14 @@ from .values import Value
 
 @dataclass(frozen=True)
 class Matrix:
-    """The weight of a layer: integers without their zero point and a scale for each output, or fp16 and ones."""
+    """The weight of a layer: integers without their zero point and a scale for each output, or floats and ones."""
 
     weight: Tensor
     scales: Tensor
 
     @staticmethod
     def of(builder: Builder, spec: DynamicSpec, name: str) -> Matrix:
-        """A weight [outputs, inputs] of a layer."""
+        """A weight [outputs, inputs, ones...] of a layer."""
         known = spec.weights[name]
         matrix: Matrix = builder.store.read((id(known), name), lambda: Matrix._of(known))
         return matrix
@@ -38,8 +38,8 @@ class Matrix:
     @staticmethod
     def _of(known: RoundedWeight) -> Matrix:
         if not isinstance(known, IntegerWeight):
-            return Matrix(known, torch.ones(known.shape[0], dtype=torch.double))
-        shifted = known.integers.short() - known.zero_point.reshape(-1, 1).short()
+            return Matrix(known.flatten(1), torch.ones(known.shape[0], dtype=torch.double))
+        shifted = known.integers.flatten(1).short() - known.zero_point.reshape(-1, 1).short()
         return Matrix(shifted, known.scale.double().expand(shifted.shape[0]))
 
     @property
@@ -66,13 +66,24 @@ class RowOperand:
 
     def steps(self, builder: Builder, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
         """The step that computes ``form`` over the sums."""
-        axes = len(self.value.shape)
-        channels_first = (0, axes - 1, *range(1, axes - 1))
-        own = form.with_values(lambda v: v.expanded(target.shape).permuted(channels_first))
-        weight = matrix.weight
-        taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
-        return [ContractionStep(node, own, target.permuted(channels_first), source=self.value.permuted(channels_first),
-                                weight=taps, windows=(Window(1),) * (axes - 2), store=builder.store)]  # fmt: skip
+        first = channels_first(len(self.value.shape))
+        own = form.with_values(lambda v: v.expanded(target.shape).permuted(first))
+        return [pointwise_step(builder, node, matrix, own, self.value.permuted(first), target.permuted(first))]
+
+
+def channels_first(axes: int) -> tuple[int, ...]:
+    """The order of axes that has the last one at axis 1."""
+    return 0, axes - 1, *range(1, axes - 1)
+
+
+def pointwise_step(
+    builder: Builder, node: fx.Node, matrix: Matrix, form: Form, source: Value, target: Value
+) -> ContractionStep:
+    """A product with the channels of each place; they are axis 1 of source and target."""
+    weight, axes = matrix.weight, len(source.shape)
+    taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
+    windows = (Window(1),) * (axes - 2)
+    return ContractionStep(node, form, target, source=source, weight=taps, windows=windows, store=builder.store)
 
 
 def row_operand(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> RowOperand:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import map_arg
 
 from ...base.dynamic_layer import spec_of
+from ...ops.table import OPS
 
 PAIRS = ("lstm", "gru", "rnn", "lstmcell")  # ops that return two values
 LSTM = ("lstm",)  # whose second value is a pair, too
@@ -19,18 +20,22 @@ def split_states(gm: fx.GraphModule) -> int:
     modules = dict(gm.named_modules())
     count = 0
     for node in list(gm.graph.nodes):
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        spec = spec_of(layer)
-        if spec is None or spec.op not in PAIRS:
+        op = _op(modules.get(str(node.target))) if node.op == "call_module" else None
+        if op not in PAIRS:
             continue
-        if spec.op in LSTM:
+        if op in LSTM:
             for user in list(node.users):
                 if _picks(user) and user.args[1] in (1, -1):
                     count += _split(user)
-        count += _split(node, nested=spec.op in LSTM)
+        count += _split(node, nested=op in LSTM)
     gm.graph.lint()
     gm.recompile()
     return count
+
+
+def _op(layer: nn.Module | None) -> str | None:
+    spec, row = spec_of(layer), OPS.find(type(layer))
+    return spec.op if spec is not None else row.name if row is not None else None
 
 
 def _split(node: fx.Node, nested: bool = False) -> bool:

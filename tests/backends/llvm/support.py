@@ -19,6 +19,7 @@ from fxquant.backends.llvm.lowering.lower import Lowering
 from fxquant.backends.llvm.lowering.plan import Plan
 from fxquant.backends.llvm.lowering.products import PanelStep
 from fxquant.backends.llvm.lowering.row_steps import RowStep
+from fxquant.backends.llvm.lowering.states import split_states
 from fxquant.backends.llvm.lowering.steps import FillStep, Step
 from fxquant.compiler.runtime.quantized_module import QuantizedModule
 
@@ -33,6 +34,7 @@ def frozen(model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], **option
     q = fxquant.compile(model.eval(), calibration=calibration, **options)
     assert isinstance(q, QuantizedModule) and q.program is not None
     program = copy_program(q.program).program
+    split_states(program.module)
     drop_pairs(program)
     widen_entry(program)
     return program

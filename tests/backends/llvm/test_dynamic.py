@@ -81,3 +81,63 @@ def test_models_run_in_one_plan(model: nn.Module) -> None:
     with torch.no_grad():
         assert sqnr([model(x)], [q(x)]) > 30
     assert torch.equal(q(x)[1:], q(x[1:]))
+
+
+POINTWISE = {
+    "conv1d": (nn.Conv1d(24, 20, 1), (3, 24, 7)),
+    "conv2d": (nn.Conv2d(24, 20, 1), (3, 24, 5, 6)),
+    "conv2d, stride": (nn.Conv2d(24, 20, 1, stride=(2, 3)), (3, 24, 5, 7)),
+    "conv3d, no bias": (nn.Conv3d(24, 20, 1, bias=False), (3, 24, 2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16], ids=str)
+@pytest.mark.parametrize("name", POINTWISE)
+@torch.no_grad()
+def test_pointwise_convolutions(name: str, dtype: torch.dtype) -> None:
+    """As the reference in plain torch, the same bits everywhere, and each pixel by itself."""
+    torch.manual_seed(0)
+    layer, shape = POINTWISE[name]
+    layer, x = layer.eval(), torch.randn(shape)
+    layers = [made(layer, isa, dtype) for isa in available()]
+    outputs = [each.compiled(x) for each in layers]
+    assert torch.allclose(outputs[0], layers[0].reference(x), atol=2e-5)
+    assert all(torch.equal(outputs[0], o) for o in outputs[1:])
+    assert outputs[0].stride() == layer(x).stride()
+    first = layers[0].compiled
+    assert torch.equal(first(x[1:2]), outputs[0][1:2])
+    assert torch.allclose(first(x[0]), outputs[0][0], atol=2e-5)  # without a batch axis
+    x[0, 3].flatten()[-1] = 1e4
+    assert torch.equal(first(x)[1:], outputs[0][1:])
+
+
+@torch.no_grad()
+def test_convolutions_and_activations_in_one_plan() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 16, 3, groups=16),
+                          nn.Conv2d(16, 8, 1), nn.ReLU()).eval()  # fmt: skip
+    x = torch.randn(4, 8, 7, 9)
+    q = fxquant.compile(model, scheme="dynamic")
+    assert sqnr([model(x)], [q(x)]) > 35
+    beside = torch.cat((x[:1], 1e3 * x[1:]))
+    assert torch.equal(q(beside)[:1], q(x)[:1])
+    (window,) = [row for row in q.report.rows if row.precision == "fp32" and row.op == "conv2d"]
+    assert "each pixel has a scale of its own" in window.reason
+
+
+@torch.no_grad()
+def test_dicts_of_tensors_share_a_plan(caplog: pytest.LogCaptureFixture) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, given: dict[str, Tensor]) -> Tensor:
+            return self.layer(given["x"]) + given["y"]
+
+    torch.manual_seed(0)
+    model, calls = Named().eval(), [{"x": torch.randn(2, 8), "y": torch.randn(2, 8)} for _ in range(40)]
+    q = fxquant.compile(model, calibration=[(c,) for c in calls[:3]], backend="llvm")
+    for call in calls:
+        assert sqnr([model(call)], [q(call)]) > 25
+    assert "more than" not in caplog.text

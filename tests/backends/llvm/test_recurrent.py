@@ -18,6 +18,8 @@ from fxquant.compiler.runtime.call_forms import GraphForm
 from fxquant.passes.dynamic.layer_maker import LayerMaker
 from fxquant.passes.dynamic.plan import LayerRequest
 
+from .support import frozen, planned
+
 TIME, BATCH, INPUTS, SIZE = 5, 3, 20, 24
 LAYERS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "lstm": (nn.LSTM, {}),
@@ -148,7 +150,7 @@ class Translator(nn.Module):
 
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.encoder, self.decoder = (kind(INPUTS, SIZE, batch_first=True) for _ in range(2))  # type: ignore[call-arg]
+        self.encoder, self.decoder = (kind(INPUTS, SIZE, batch_first=True) for _ in range(2))
         self.head = nn.Linear(SIZE, 7)
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
@@ -162,7 +164,7 @@ class Whole(nn.Module):
 
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.layer = kind(INPUTS, SIZE)  # type: ignore[call-arg]
+        self.layer = kind(INPUTS, SIZE)
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
         return self.layer(x + y)
@@ -174,7 +176,7 @@ class Unrolled(nn.Module):
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
         cells = {nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell, nn.RNN: nn.RNNCell}
-        self.layer, self.cell = kind(INPUTS, SIZE, 2), cells[kind](INPUTS, SIZE)  # type: ignore[call-arg, index]
+        self.layer, self.cell = kind(INPUTS, SIZE, 2), cells[kind](INPUTS, SIZE)
         self.has_cells = kind is nn.LSTM
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
@@ -195,7 +197,7 @@ def test_states_that_are_passed_on_whole(make: Any, kind: type[nn.Module], schem
     options: dict[str, Any] = {}
     if scheme == "static":
         overrides = dict.fromkeys({type(m) for m in model.modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)})
-        config = fxquant.QuantConfig(overrides=dict.fromkeys(overrides, "dynamic"))  # type: ignore[arg-type]
+        config = fxquant.QuantConfig(overrides=dict.fromkeys(overrides, "dynamic"))
         options = {"calibration": [given], "config": config}
     q = fxquant.compile(model, scheme=scheme, backend="llvm", **options)  # type: ignore[arg-type]
     for _ in range(2):
@@ -228,9 +230,35 @@ def test_weights_beyond_fp16_stay_integers() -> None:
     layer = nn.LSTM(1, 64, 2).eval()
     assert "fp16 weights of the input" in fxquant.compile(layer, scheme="dynamic").report.rows[0].kernel
     with torch.no_grad():
-        layer.weight_ih_l0 *= 1e-8
+        layer.get_parameter("weight_ih_l0").mul_(1e-8)
     x = 1e8 * torch.randn(5, 2, 1)
     q = fxquant.compile(layer, scheme="dynamic")
     assert "fp16" not in q.report.rows[0].kernel
     with torch.no_grad():
         check(layer(x), q(x), 30.0)
+
+
+class Between(nn.Module):
+    """A recurrent layer between linear ones: fp32 in a static model."""
+
+    def __init__(self, layer: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.first, self.layer, self.head = nn.Linear(INPUTS, INPUTS), layer, nn.Linear(channels, 7)
+
+    def forward(self, x: Tensor) -> Any:
+        output, state = self.layer(self.first(x))
+        return self.head(output), state
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_fp32_layers_of_static_models_are_native(name: str) -> None:
+    """As torch's own layers, but for the order of sums: the linear layer before is int8 alike."""
+    layer = layer_of(name)
+    x = torch.randn(TIME, BATCH, INPUTS)
+    model = Between(layer, layer(x)[0].shape[-1]).eval()
+    q = fxquant.compile(model, calibration=[x], backend="llvm")
+    first = fxquant.compile(model.first, calibration=[x], backend="llvm")
+    check(layer(first(x))[1], q(x)[1], 80.0)
+    program = planned(frozen(model, [(x,)]), (x,))
+    assert all(segment.torch_step is None for segment in program.segments)

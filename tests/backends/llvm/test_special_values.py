@@ -70,7 +70,7 @@ def test_a_row_of_nan_stays_one_and_no_other_becomes_one(name: str, isa: Isa, mo
 @torch.no_grad()
 def test_gates_pass_nan_on(cell: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    layer, x = cell(6, 9).eval(), torch.randn(7, 3, 6)  # type: ignore[call-arg]
+    layer, x = cell(6, 9).eval(), torch.randn(7, 3, 6)
     q = fxquant.compile(layer, scheme="dynamic")
     x[4, 1, 2] = NAN
     alike(layer(x)[0], q(x)[0])

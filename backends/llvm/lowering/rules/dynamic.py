@@ -1,4 +1,4 @@
-"""Linear layers whose input is quantized at run time."""
+"""Linear layers and pointwise convolutions whose input is quantized at run time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
 from ..lazy import bounded
-from ..row_products import Matrix, row_operand
+from ..row_products import Matrix, channels_first, pointwise_step, row_operand
 from ..row_steps import LARGEST
 from ..steps import Step
 from ..terms import Form
@@ -35,4 +35,31 @@ def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
 
     form = bounded(form, 0.0, math.inf) if spec.relu else form
     builder.set(node, form, order=tuple(range(len(shape))), draft=draft)
+    return True
+
+
+def pointwise_convolution(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
+    """A convolution with windows of one pixel, whose channels are a row."""
+    if len(node.args) != 1 or node.kwargs or node.args[0] not in builder.lazy:
+        return False
+    argument: Any = node.args[0]
+    layer: Any = spec.layer
+    shape = builder.infos[argument].shape
+    if len(shape) != len(layer.stride) + 2 or shape[1] > LARGEST:
+        return False
+    value = builder.float_value(argument)
+    for axis, stride in enumerate(layer.stride, 2):
+        value = value.narrowed(axis, 0, -(-shape[axis] // stride), stride)
+    last = (0, *range(2, len(shape)), 1)
+    first = channels_first(len(shape))
+    matrix, bias = Matrix.of(builder, spec, "weight"), spec.vector("bias")
+    operand = row_operand(builder, node, builder.row_major(value.permuted(last), node), [matrix])
+    form = operand.product(matrix, 0.0 if bias is None else bias.double()).with_values(lambda v: v.permuted(first))
+
+    def draft(form: Form, target: Value) -> list[Step]:
+        own = form.with_values(lambda v: v.expanded(target.shape))
+        return [pointwise_step(builder, node, matrix, own, operand.value.permuted(first), target)]
+
+    form = bounded(form, 0.0, math.inf) if spec.relu else form
+    builder.set(node, form, order=last, draft=draft, per_channel=True)
     return True

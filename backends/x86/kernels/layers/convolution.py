@@ -13,14 +13,13 @@ from torch import Tensor, nn
 
 from ....base.dynamic_spec import DynamicSpec, RoundedWeight
 from ....base.weights import IntegerWeight
-from ....ops.convolution import padding_of
+from ....ops.convolution import is_pointwise
 from .linear import DynamicLinear
 
 
 def refuse_window(module: nn.Module) -> str | None:
     """Why a convolution cannot be a linear layer over the channels."""
-    conv: Any = module
-    if all(k == 1 for k in conv.kernel_size) and conv.groups == 1 and not any(padding_of(conv)):
+    if is_pointwise(module):
         return None
     return "only for kernel size 1, one group and no padding: torch's other dynamic convolutions clip (pytorch#70480)"
 
