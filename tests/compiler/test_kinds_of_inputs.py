@@ -91,7 +91,7 @@ def test_other_kinds_run_in_fp32(name: str) -> None:
     assert F.mse_loss(q(*given), model(*given)) < 1e-2 * model(*given).square().mean()
     given = other()
     with pytest.warns(FallbackWarning, match=r"forward\(\) (was traced|takes 1 inputs)"):
-        assert torch.equal(q(*given), model(*given))
+        assert torch.allclose(q(*given), model(*given), atol=1e-5)
 
 
 @torch.no_grad()
