@@ -11,7 +11,7 @@ _PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 def runs_user_code(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether ``node`` calls a module, hook or function of the user; ``modules`` are those of the graph by path."""
+    """Whether ``node`` calls a module or function of the user; ``modules`` are those of the graph by path."""
     if node.op == "call_module":
         return any(map(_is_of_the_user, modules[str(node.target)].modules()))
     if node.op != "call_function":
@@ -26,4 +26,4 @@ def is_hooked(layer: nn.Module) -> bool:
 
 def _is_of_the_user(module: Any) -> bool:
     known = type(module).__module__.startswith(("torch.nn.", _PACKAGE))
-    return not known or "forward" in vars(module) or is_hooked(module)
+    return not known or "forward" in vars(module)

@@ -156,9 +156,24 @@ class Code:
         """Store to any address."""
         self.b.store(value, pointer, align=1)
 
-    def store_first(self, value: Value, pointer: Value, count: int) -> None:
-        """Store the first ``count`` lanes of a vector, in pieces of powers of two."""
+    def first_lanes(self, count: Value, lanes: int) -> Value:
+        """A mask of the first lanes, as many as the run tells."""
+        numbers = _Constant(vector(I64, lanes), list(range(lanes)))
+        return self.b.icmp_signed("<", numbers, self.repeat(count, lanes))
+
+    def load_first(self, pointer: Value, kind: Any, count: Value) -> Value:
+        """Load the first ``count`` lanes of an fp32 vector; the others are zero."""
+        name = f"llvm.masked.load.v{kind.count}f32.p0"
+        values = (pointer, ir.Constant(I32, 1), self.first_lanes(count, kind.count), ir.Constant(kind, None))
+        return self.intrinsic(name, kind, values)
+
+    def store_first(self, value: Value, pointer: Value, count: Value | int) -> None:
+        """Store the first ``count`` lanes of a vector, in pieces of powers of two; fp32 if the run tells how many."""
         lanes, size = value.type.count, _size(value.type.element)
+        if not isinstance(count, int):
+            values = (value, pointer, ir.Constant(I32, 1), self.first_lanes(count, lanes))
+            self.intrinsic(f"llvm.masked.store.v{lanes}f32.p0", ir.VoidType(), values)
+            return
         start = 0
         for width in (64, 32, 16, 8, 4, 2, 1):
             while width <= count - start:

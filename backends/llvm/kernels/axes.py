@@ -17,18 +17,20 @@ class Axis:
         tile: how many indices are computed at once. The last tile ends with the axis, and may overlap the one before.
         free: the kernel reads the size, and the bytes if its tile is one index, from its :attr:`numbers`. Kernels that
             differ in them alone have the same code.
+        loose: it reads the bytes of any tile.
     """
 
     size: int
     moves: tuple[int, ...]
     tile: int = 1
     free: bool = False
+    loose: bool = False
 
     def __repr__(self) -> str:
         """What the code depends on."""
         if not self.free:
             return f"Axis({self.size}, {self.moves}, {self.tile})"
-        moves = self.moves if self.tile > 1 else tuple(map(bool, self.moves))
+        moves = tuple(map(bool, self.moves)) if self.reads_moves else self.moves
         return f"Axis(free, {moves}, {self.tile})"
 
     @property
@@ -40,7 +42,12 @@ class Axis:
         """What a kernel reads at run time: the tiles, where the last one starts, and the bytes of each move."""
         if not self.free:
             return ()
-        return self.tiles, self.size - self.tile, *(m for m in self.moves if m and self.tile == 1)
+        return self.tiles, self.size - self.tile, *(m for m in self.moves if m and self.reads_moves)
+
+    @property
+    def reads_moves(self) -> bool:
+        """Whether the bytes are numbers."""
+        return self.free and (self.loose or self.tile == 1)
 
     @property
     def freed(self) -> Axis:
@@ -89,7 +96,7 @@ class Tiles:
             self.counts.append(known[0] if axis.free else axis.tiles)
             self._last.append(known[1] if axis.free else axis.size - axis.tile)
             read = iter(known[2:])
-            self._moves.append([next(read) if m and axis.free and axis.tile == 1 else m for m in axis.moves])
+            self._moves.append([next(read) if m and axis.reads_moves else m for m in axis.moves])
         self.total: Value | int = 1
         for each in self.counts:
             self.total = c.product(self.total, each)
@@ -111,6 +118,10 @@ class Tiles:
                     known = offsets[i]
                     offsets[i] = step if known is None else c.b.add(known, step)
         return [p if o is None else c.at(p, o) for p, o in zip(pointers, offsets, strict=True)], indices
+
+    def moves(self, position: int) -> list[Value | int]:
+        """The bytes from one index to the next on an axis, in each tensor."""
+        return self._moves[position]
 
     def start(self, position: int, index: Value) -> Value:
         """The first index of a tile on an axis."""

@@ -76,11 +76,19 @@ class Store:
     scalars: Value
     param_bytes: int = 0
 
-    def block(self, totals: Sequence[Value] | None, pointers: Sequence[Value], block: Block) -> None:
-        """Compute and store. ``pointers`` are those of the output and of the operands at the first channel."""
+    def block(
+        self, totals: Sequence[Value] | None, pointers: Sequence[Value], block: Block, rest: Value | None = None
+    ) -> None:
+        """Compute and store. ``pointers`` are those of the output and of the operands at the first channel.
+
+        Args:
+            rest: the lanes of the last register that are valid, if only the run tells; for outputs of fp32.
+        """
         c, lanes, output = self.code, self.isa.lanes, self.epilogue.output
         for first, count in self.epilogue.groups(block):
-            width = min(block.valid - first * lanes, count * lanes)
+            width: int | Value = min(block.valid - first * lanes, count * lanes)
+            if rest is not None and first == block.vectors - 1:
+                width = rest
             at = [c.at(p, first * lanes * e.step) for p, e in zip(pointers, self.epilogue.elements, strict=True)]
             operands = [
                 OperandLoader(c, self.isa, e, p, count, width)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from ..codegen.code import F32, I8, I16, I32, Code, Value, vector
+from ..codegen.code import F32, I8, I16, I32, Code, Value, i64, vector
 from ..codegen.expr import Kind, Param
 from ..codegen.isa import Isa
 
@@ -53,7 +53,7 @@ class OperandLoader:
     """The fp32 vectors of an operand, at the channels of ``count`` registers that are packed together.
 
     Attributes:
-        valid: how many of these channels there are.
+        valid: how many of these channels there are. A value that is known at run time: of one register.
     """
 
     code: Code
@@ -61,7 +61,7 @@ class OperandLoader:
     element: Element
     pointer: Value
     count: int
-    valid: int
+    valid: int | Value
     _loaded: list[Value] | None = None
 
     def vector(self, place: int) -> Value:
@@ -76,6 +76,8 @@ class OperandLoader:
         size = lanes * self.count
         if self.element.step == 0:
             return [c.repeat(self._scalar(self.pointer), lanes)] * self.count
+        if not isinstance(self.valid, int):
+            return [self._masked(self.valid)]
         if not self.element.contiguous or (self.element.bounded and self.valid < size):
             return [self._gathered(v) for v in range(self.count)]
         if self.element.kind == "f32":
@@ -86,6 +88,18 @@ class OperandLoader:
             return [c.b.sitofp(c.b.sext(part, vector(I32, lanes)), kind) for part in parts]
         packed = c.load(self.pointer, vector(I8, size))
         return [c.b.sitofp(v, kind) for v in self.isa.unpack(c, packed, self.count)]
+
+    def _masked(self, valid: Value) -> Value:
+        """The first lanes, zeros after them. Nothing is read past them."""
+        c, lanes = self.code, self.isa.lanes
+        if self.element.kind == "f32" and self.element.contiguous:
+            return c.load_first(self.pointer, vector(F32, lanes), valid)
+        value = ir.Constant(vector(F32, lanes), None)
+        for lane in range(lanes):
+            index = c.smaller(i64(lane), c.b.sub(valid, i64(1)))
+            scalar = self._scalar(c.at(self.pointer, c.times(index, self.element.step)))
+            value = c.b.insert_element(value, scalar, ir.Constant(I32, lane))
+        return value
 
     def _scalar(self, pointer: Value) -> Value:
         if self.element.kind == "f32":
@@ -98,6 +112,7 @@ class OperandLoader:
         """One element after the other."""
         c, lanes = self.code, self.isa.lanes
         value = ir.Constant(vector(F32, lanes), None)
+        assert isinstance(self.valid, int)
         for lane in range(min(lanes, self.valid - place * lanes)):
             scalar = self._scalar(c.at(self.pointer, (place * lanes + lane) * self.element.step))
             value = c.b.insert_element(value, scalar, ir.Constant(I32, lane))

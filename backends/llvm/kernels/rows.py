@@ -26,6 +26,7 @@ from .operands import Element, OperandLoader, scalar_param
 RowOperation = Literal["norm", "softmax", "range"]
 
 PARTS = 16
+Reader = Callable[[Value, int, Value | int], Value]  # chunk, part, how many of its lanes are valid -> the part
 SMALLEST = -87.0  # exp() of less is no normal number
 LOWEST = -3.4028234663852886e38  # of fp32: masks hold it, and a row of it alone is uniform
 
@@ -37,7 +38,7 @@ class Rows:
     Attributes:
         kind: what is computed of a row. A range is three numbers: 1 / scale, zero point and scale.
         outer: all axes but the innermost.
-        size: of the innermost axis.
+        size: of the innermost axis. A softmax reads it at run time: only its next power of two is in the code.
         epsilon: what is added to a variance; the least sum of a softmax.
         source: what a row holds.
         inputs: how its operands lie along the row.
@@ -53,6 +54,25 @@ class Rows:
     epilogue: Epilogue
     isa: Isa
 
+    def __repr__(self) -> str:
+        """What the code depends on."""
+        size = f"free, {self.capacity}" if self.free else str(self.size)
+        return (
+            f"Rows({self.kind}, {self.outer}, {size}, {self.epsilon}, {self.source}, {self.inputs}, {self.epilogue}, "
+            f"{self.isa})"
+        )
+
+    @property
+    def free(self) -> bool:
+        """Whether the size is read at run time."""
+        return self.kind == "softmax" and not self.epilogue.params and self.epilogue.output.kind == "f32"
+
+    @property
+    def capacity(self) -> int:
+        """Elements of a row that the kernel has memory for."""
+        least = max(self.size, PARTS)
+        return 1 << (least - 1).bit_length() if self.free else -(-least // PARTS) * PARTS
+
     @property
     def block(self) -> Block:
         """The row, as one block of channels."""
@@ -65,7 +85,7 @@ class Rows:
     @property
     def numbers(self) -> tuple[int, ...]:
         """What is read at run time."""
-        return numbers_of(self.outer)
+        return *numbers_of(self.outer), *((self.size,) if self.free else ())
 
     def emit(self, name: str) -> str:
         """The kernel as IR.
@@ -84,8 +104,8 @@ class _Emitter:
         self.m = Lanes(code, rows.isa)
         self.kind = vector(F32, self.isa.lanes)
         self.parts = PARTS // self.isa.lanes
-        self.chunks = -(-rows.size // PARTS)
-        self.row = code.array(F32, PARTS * self.chunks)
+        self.size: Value | int = code.number(len(numbers_of(rows.outer))) if rows.free else rows.size
+        self.row = code.array(F32, rows.capacity)
 
     def emit(self) -> str:
         r, c = self.r, self.c
@@ -106,7 +126,7 @@ class _Emitter:
         high = self._reduced("max", 0.0, partial(self._read, inputs), 0.0)
         low = self._reduced("min", 0.0, lambda chunk, part, _: self._held(chunk, part), 0.0)
 
-        def unlike_itself(chunk: Value, part: int, valid: int) -> Value:
+        def unlike_itself(chunk: Value, part: int, valid: Value | int) -> Value:
             return m.sub(self._held(chunk, part), self._held(chunk, part))
 
         poison = self._reduced("add", 0.0, unlike_itself, 0.0)
@@ -123,7 +143,7 @@ class _Emitter:
         m, share = self.m, self.m.const(1.0 / self.r.size)
         mean = m.mul(self._reduced("add", 0.0, partial(self._read, inputs), 0.0), share)
 
-        def square(chunk: Value, part: int, valid: int) -> Value:
+        def square(chunk: Value, part: int, valid: Value | int) -> Value:
             off = m.sub(self._held(chunk, part), mean)
             self._hold(off, chunk, part)
             return m.mul(off, off)
@@ -139,7 +159,7 @@ class _Emitter:
         m = self.m
         largest = self._reduced("max", LOWEST, partial(self._read, inputs), LOWEST)
 
-        def power(chunk: Value, part: int, valid: int) -> Value:
+        def power(chunk: Value, part: int, valid: Value | int) -> Value:
             below = m.sub(self._held(chunk, part), largest)
             value = FUNCTIONS["exp"](m, below)
             # exp() ends at the smallest number, but what a mask leaves out must count as nothing.
@@ -151,11 +171,30 @@ class _Emitter:
         self._scale(m.div(m.const(1.0), total))
 
     def _scale(self, factor: Value) -> None:
-        with self.c.loop(0, self.chunks) as chunk:
+        def scale(chunk: Value, valid: Value | int) -> None:
             for part in range(self.parts):
                 self._hold(self.m.mul(self._held(chunk, part), factor), chunk, part)
 
-    def _reduced(self, op: str, start: float, of: Callable[[Value, int, int], Value], outside: float) -> Value:
+        self._pieces(PARTS, scale)
+
+    def _pieces(self, width: int, emit: Callable[[Value, Value | int], None]) -> None:
+        """Emit what is done with each piece of a row, and with the rest, which has fewer elements."""
+        c = self.c
+        if isinstance(self.size, int):
+            whole, rest = divmod(self.size, width)
+            if whole:
+                with c.loop(0, whole) as index:
+                    emit(index, width)
+            if rest:
+                emit(i64(whole), rest)
+            return
+        pieces, left = c.divide(self.size, width)
+        with c.loop(0, pieces) as index:
+            emit(index, width)
+        with c.b.if_then(c.b.icmp_signed(">", left, i64(0))):
+            emit(pieces, left)
+
+    def _reduced(self, op: str, start: float, of: Reader, outside: float) -> Value:
         """The sum or maximum over a row, in all lanes.
 
         Args:
@@ -166,21 +205,12 @@ class _Emitter:
         combine = getattr(m, op)
         totals = [c.variable(self.kind, m.const(start)) for _ in range(self.parts)]
 
-        def step(chunk: Value, valid: int) -> None:
+        def step(chunk: Value, valid: Value | int) -> None:
             for part in range(self.parts):
-                inside = max(0, min(lanes, valid - part * lanes))
-                value = of(chunk, part, inside) if inside else m.const(outside)
-                if inside < lanes:
-                    mixed = [i if i < inside else lanes + i for i in range(lanes)]
-                    value = c.shuffle(value, m.const(outside), mixed)
+                value = self._inside(of, chunk, part, valid, m.const(outside))
                 c.b.store(combine(c.b.load(totals[part]), value), totals[part])
 
-        whole = self.r.size // PARTS
-        if whole:
-            with c.loop(0, whole) as chunk:
-                step(chunk, PARTS)
-        if self.r.size % PARTS:
-            step(i64(whole), self.r.size % PARTS)
+        self._pieces(PARTS, step)
         values = [c.b.load(t) for t in totals]
         width = PARTS  # halves are combined until one lane is left
         while len(values) > 1:
@@ -193,7 +223,17 @@ class _Emitter:
             value = combine(value, c.take(value, [(i + width) % lanes for i in range(lanes)]))
         return c.take(value, [0] * lanes)
 
-    def _read(self, inputs: list[Value], chunk: Value, part: int, valid: int) -> Value:
+    def _inside(self, of: Reader, chunk: Value, part: int, valid: Value | int, outside: Value) -> Value:
+        """A part of a chunk, with ``outside`` in the lanes after those that are valid."""
+        c, lanes = self.c, self.isa.lanes
+        if not isinstance(valid, int):
+            left = c.b.sub(valid, i64(part * lanes))
+            return c.b.select(c.first_lanes(left, lanes), of(chunk, part, left), outside)
+        inside = max(0, min(lanes, valid - part * lanes))
+        value = of(chunk, part, inside) if inside else outside
+        return c.shuffle(value, outside, [i if i < inside else lanes + i for i in range(lanes)])
+
+    def _read(self, inputs: list[Value], chunk: Value, part: int, valid: Value | int) -> Value:
         """Compute a part of the row from the operands, and hold it."""
         c, lanes = self.c, self.isa.lanes
         first = c.b.add(c.times(chunk, PARTS), i64(part * lanes))
@@ -218,17 +258,15 @@ class _Emitter:
         """The output of a row, from what is held."""
         c, lanes, block = self.c, self.isa.lanes, self.r.block
 
-        def register(index: Value, valid: int) -> None:
+        def register(index: Value, valid: Value | int) -> None:
             first = c.times(index, lanes)
             at = moved(c, pointers, first, [e.step for e in self.r.epilogue.elements])
             total = c.load(c.at(self.row, c.times(first, 4)), self.kind)
             params = c.at(self.params, c.times(first, 4))
             store = Store(c, self.isa, self.r.epilogue, params, self.scalars, 4 * lanes * block.vectors)
-            store.block([total], at, Block(1, valid))
+            if isinstance(valid, int):
+                store.block([total], at, Block(1, valid))
+            else:
+                store.block([total], at, Block(1, lanes), valid)
 
-        whole = self.r.size // lanes
-        if whole:
-            with c.loop(0, whole) as index:
-                register(index, lanes)
-        if self.r.size % lanes:
-            register(i64(whole), self.r.size % lanes)
+        self._pieces(lanes, register)

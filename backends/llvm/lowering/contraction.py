@@ -44,6 +44,7 @@ class ContractionStep(Step):
         windows: by spatial axis.
         groups: of channels.
         store: holds the packed weight.
+        any_rows: other calls will have other numbers of rows.
     """
 
     source: Value = field(kw_only=True)
@@ -51,6 +52,7 @@ class ContractionStep(Step):
     windows: tuple[Window, ...] = field(kw_only=True)
     groups: int = field(kw_only=True, default=1)
     store: WeightStore = field(kw_only=True)
+    any_rows: bool = field(kw_only=True, default=False)
 
     @property
     def sources(self) -> list[Value]:
@@ -117,7 +119,7 @@ class ContractionStep(Step):
             freed(outer), (0,) * (groups > 1), height.freed, width.freed, loops, run, element, half, outputs,
             epilogue, 1, False, isa,
         )  # fmt: skip
-        gemm = choose_tile(draft)
+        gemm = choose_tile(draft, self.any_rows)
         layout = ("gemm", gemm.element, gemm.depth, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
         weights = self.store.packed(self.weight, layout, lambda: _packed(gemm, self.weight, groups))
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from ....compiler.execution.user_code import runs_user_code
+from ....compiler.execution.user_code import is_hooked, runs_user_code
 from ....compiler.execution.visitor import Visitor
 from ....compiler.numerics.quantize import dequantize_channels
 from ...base.backend import KernelChoice
@@ -107,11 +107,17 @@ class Lowering:
         elif not self._by_rule(node, OPS.of(node, builder.modules)) and not self._layer(node):
             self._in_torch(node)
 
+    def _is_torchs_own(self, node: fx.Node) -> bool:
+        """Whether a node runs nothing but what its op tells."""
+        modules = self.builder.modules
+        hooked = node.op == "call_module" and is_hooked(modules[str(node.target)])
+        return not hooked and not runs_user_code(node, modules)
+
     def _layer(self, node: fx.Node) -> bool:
         """A layer that quantizes its input, or a recurrent one in fp32."""
         builder = self.builder
         spec = spec_of(builder.modules.get(str(node.target)) if node.op == "call_module" else None)
-        if spec is None and not runs_user_code(node, builder.modules):
+        if spec is None and self._is_torchs_own(node):
             spec = builder.store.read((node.target, "recurrent"), lambda: recurrent.float_spec(builder, node))
         if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](builder, node, spec):
             return False
@@ -123,7 +129,7 @@ class Lowering:
 
     def _by_rule(self, node: fx.Node, row: OpRow | None) -> bool:
         rule = RULES.get(row.name) if row is not None else None
-        if rule is None or runs_user_code(node, self.builder.modules):
+        if rule is None or not self._is_torchs_own(node):
             return False
         first = node.args[0] if node.args else None
         assert row is not None

@@ -23,10 +23,17 @@ from .values import Value
 
 @dataclass(frozen=True)
 class Matrix:
-    """The weight of a layer: integers without their zero point and a scale for each output, or floats and ones."""
+    """The weight of a layer: integers without their zero point and a scale for each output, or floats and ones.
+
+    Attributes:
+        sums: of each row of integers; fp64, as the scales are.
+        wide: whether a zero point makes integers of 9 bits.
+    """
 
     weight: Tensor
     scales: Tensor
+    sums: Tensor
+    wide: bool = False
 
     @staticmethod
     def of(builder: Builder, spec: DynamicSpec, name: str) -> Matrix:
@@ -38,14 +45,12 @@ class Matrix:
     @staticmethod
     def _of(known: RoundedWeight) -> Matrix:
         if not isinstance(known, IntegerWeight):
-            return Matrix(known.flatten(1), torch.ones(known.shape[0], dtype=torch.double))
+            ones = torch.ones(known.shape[0], dtype=torch.double)
+            return Matrix(known.flatten(1), ones, ones)
         shifted = known.integers.flatten(1).short() - known.zero_point.reshape(-1, 1).short()
-        return Matrix(shifted, known.scale.double().expand(shifted.shape[0]))
-
-    @property
-    def wide(self) -> bool:
-        """Whether a zero point makes integers of 9 bits."""
-        return bool(self.weight.min() < -128) or bool(self.weight.max() > 127)
+        wide = bool(shifted.min() < -128) or bool(shifted.max() > 127)
+        scales = known.scale.double().expand(shifted.shape[0])
+        return Matrix(shifted, scales, shifted.sum(1, dtype=torch.int64).double(), wide)
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,7 @@ class RowOperand:
         """The product with a weight, over the sum of the kernel."""
         if self.zero is None or self.scale is None:
             return Form.of(Total(), 1.0, bias)
-        sums = matrix.weight.double().sum(1)
-        shifted = Form.of(Total(), matrix.scales).plus(self.zero.scaled(-matrix.scales * sums))
+        shifted = Form.of(Total(), matrix.scales).plus(self.zero.scaled(-matrix.scales * matrix.sums))
         return Form.of(Apply("mul", (shifted, self.scale)), 1.0, bias)
 
     def steps(self, builder: Builder, node: fx.Node, matrix: Matrix, form: Form, target: Value) -> list[Step]:
@@ -83,7 +87,8 @@ def pointwise_step(
     weight, axes = matrix.weight, len(source.shape)
     taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
     windows = (Window(1),) * (axes - 2)
-    return ContractionStep(node, form, target, source=source, weight=taps, windows=windows, store=builder.store)
+    return ContractionStep(node, form, target, source=source, weight=taps, windows=windows, store=builder.store,
+                           any_rows=True)  # fmt: skip
 
 
 def row_operand(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> RowOperand:

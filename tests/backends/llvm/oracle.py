@@ -155,12 +155,12 @@ def _ordered_product(left: Tensor, right: Tensor) -> Tensor:
 def _matrices(step: ProductStep, read: Read) -> Tensor:
     """The right matrices of a product, from their panels."""
     panels, parts = read(step.right), []
-    lanes = panels.shape[-1] // (step.depth * sum(b.vectors for b in step.blocks))
-    for block in step.blocks:
-        size = step.depth * block.vectors * lanes
-        parts.append(panels[..., :size].unflatten(-1, (step.depth, -1))[..., : block.valid])
+    blocks, singles, count = step.columns.numbers
+    for vectors in [step.columns.vectors] * blocks + [1] * singles:
+        size = step.depth * vectors * step.columns.lanes
+        parts.append(panels[..., :size].unflatten(-1, (step.depth, -1)))
         panels = panels[..., size:]
-    return torch.cat(parts, -1)
+    return torch.cat(parts, -1)[..., :count]
 
 
 def _padded(value: Value, sides: list[tuple[int, int]], read: Read) -> Tensor:

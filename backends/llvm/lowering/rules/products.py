@@ -16,7 +16,7 @@ from ..row_steps import LARGEST, RowStep
 from ..steps import ElementwiseStep, Step, TorchStep
 from ..storage import Storage
 from ..terms import Form, Total
-from ..tiles import panel_blocks
+from ..tiles import panel_columns
 from ..values import Value
 from .rule import Rule
 
@@ -46,15 +46,15 @@ def _product(builder: Builder, node: fx.Node, left: Value, right: Value, shape: 
     right = right.expanded((*groups, depth, channels))
 
     def draft(form: Form, target: Value) -> list[Step]:
-        blocks = panel_blocks(channels, builder.isa)
-        panels = panels_of(groups, depth, blocks, builder.isa)
+        columns = panel_columns(channels, builder.isa)
+        panels = panels_of(groups, depth, columns)
         sums = target
         if target.element != "f32":  # a kernel packs integers in an order of lanes that panels do not have
             sums = Value.of(Storage("f32", target.shape, target.storage.order))
         own = form if sums is target else Form.of(Total())
         steps: list[Step] = [
-            PanelStep(node, Form.of(right), panels, source=right, blocks=blocks),
-            ProductStep(node, own, sums, left=left, right=panels, blocks=blocks, depth=depth),
+            PanelStep(node, Form.of(right), panels, source=right, columns=columns),
+            ProductStep(node, own, sums, left=left, right=panels, columns=columns, depth=depth),
         ]
         if sums is not target:
             steps.append(ElementwiseStep(node, form.with_total(read_form(sums)), target))

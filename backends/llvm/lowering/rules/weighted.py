@@ -155,7 +155,7 @@ def linear(builder: Builder, node: fx.Node) -> bool:
         )
         windows = (Window(1),) * (axes - 2)
         return [ContractionStep(node, own, target.permuted(channels_first), source=source, weight=weight,
-                                windows=windows, store=builder.store)]  # fmt: skip
+                                windows=windows, store=builder.store, any_rows=True)]  # fmt: skip
 
     builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
     return True
