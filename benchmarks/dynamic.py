@@ -15,12 +15,12 @@ from tabulate import tabulate
 
 import fxquant
 from tests.models import ZOO, batches, settled
-from tests.sequence_models import SEQUENCES
+from tests.sequence_models import FURTHER_SEQUENCES, SEQUENCES
 
 from .latency import HELD_OUT, Result, build, chosen, header, interleave
 from .peers import DYNAMIC, TORCH_AO_DYNAMIC
 
-MODELS = {name: ZOO[name] for name in ("bert_encoder", "lstm_classifier")} | SEQUENCES
+MODELS = {name: ZOO[name] for name in ("bert_encoder", "lstm_classifier")} | SEQUENCES | FURTHER_SEQUENCES
 OURS = {"fxquant dynamic": torch.int8, "fxquant fp16": torch.float16}
 COLUMNS = ("model", "contender", "ms (median)", "ratio to torch.ao", "SQNR dB", "weights", "compile s", "error")
 

@@ -58,8 +58,12 @@ def quiet() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _caller(module: Callable[..., Tensor]) -> Runner:
-    return lambda inputs: module(*inputs)
+def _caller(module: Callable[..., Any]) -> Runner:
+    return lambda inputs: _first(module(*inputs))
+
+
+def _first(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) else result
 
 
 # PyTorch ----------------------------------------------------------------------------------------------------
@@ -243,6 +247,7 @@ DYNAMIC: dict[str, Build] = {
     "torch.ao dynamic, embeddings": torch_ao_dynamic(torch.qint8, embeddings=True),
     "torch.ao fp16": torch_ao_dynamic(torch.float16),
     "ONNX Runtime dynamic": _onnx(_onnx_dynamic),
+    "OpenVINO int8 (NNCF)": openvino,
     "fxquant dynamic": fxquant_compiled("dynamic"),
     "fxquant fp16": fxquant_compiled("dynamic", dtype=torch.float16),
 }

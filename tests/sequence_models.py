@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .models import BertEncoder, ConvBNAct, ZooModel, images
+from .models.decoder import GPT2Step
+from .models.sequences import ViT
 
 
 class GRUTagger(nn.Module):
@@ -95,5 +97,21 @@ SEQUENCES: dict[str, ZooModel] = {
         ZooModel("bag_classifier", BagClassifier, lambda n: (torch.randint(20000, (n, 100)),), "bag"),
         ZooModel("torch_encoder", TorchEncoder, _padded, "transformer"),
         ZooModel("conv_lstm", ConvLSTM, lambda n: (images(n, 1, 128)[:, :, :32],), "recurrent"),
+    )
+}
+
+
+def _step(batch: int) -> tuple[Tensor, Tensor]:
+    return torch.randint(8192, (batch, 1)), torch.randn(12, 2, batch, 12, 128, 64)
+
+
+FURTHER_SEQUENCES: dict[str, ZooModel] = {
+    model.name: model
+    for model in (
+        ZooModel(
+            "bert_base_16", partial(_bert_base, length=16), lambda n: (torch.randint(30522, (n, 16)),), "transformer"
+        ),
+        ZooModel("vit", ViT, lambda n: (images(n, 3, 224),), "transformer"),
+        ZooModel("gpt2_step", GPT2Step, _step, "transformer"),
     )
 }

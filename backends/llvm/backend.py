@@ -14,14 +14,14 @@ from ..base.backend import Latencies, Lowered, Target, binding_named
 from ..base.binding import Binding
 from ..base.dynamic_layer import DynamicLayer
 from ..base.program import FrozenProgram, copy_program
-from .bindings.table import BINDINGS, refuse_window
+from .bindings.table import BINDINGS, REFUSALS
 from .codegen.isa import Isa
 from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
-from .lowering.lower import DYNAMIC, POINTWISE, RECURRENT
-from .lowering.planned_layer import planned_layer
+from .lowering.lower import DYNAMIC, RECURRENT
+from .lowering.planned_layers import planned_layer
 from .lowering.programs import PlannedProgram
 from .lowering.states import split_states
 from .tuning.latency_cache import LatencyCache
@@ -53,7 +53,7 @@ class LLVMBackend:
                 binding_named(self, name),
                 dynamic=make,
                 mixed_weights=name in RECURRENT,
-                refuse_dynamic=refuse_window if name in POINTWISE else None,
+                refuse_dynamic=REFUSALS.get(name),
             )
             for name in DYNAMIC
         }

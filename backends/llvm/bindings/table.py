@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,11 +10,12 @@ from torch import nn
 from ...base.binding import Binding
 from ...base.op import Call
 from ...ops.convolution import is_pointwise
+from ...ops.embedding import refuse_bag, refuse_changing_table
 
 BETWEEN = "it computes in fp32 inside"
 
 
-def refuse_window(module: nn.Module) -> str | None:
+def _refuse_window(module: nn.Module) -> str | None:
     """Why a convolution cannot quantize its input at run time."""
     if is_pointwise(module):
         return None
@@ -98,3 +99,10 @@ BINDINGS: Mapping[str, Binding] = {
     "interpolate": Binding(refuse=_refuse_interpolate),
     "pad": Binding(refuse=_refuse_pad),
 }  # fmt: skip
+
+# Why a layer cannot have weights of int8 or fp16, by op.
+REFUSALS: Mapping[str, Callable[[nn.Module], str | None]] = {
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _refuse_window),
+    "embedding": refuse_changing_table,
+    "embedding_bag": refuse_bag,
+}

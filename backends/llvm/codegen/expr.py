@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["u8", "s16", "f32"]
+Kind = Literal["u8", "s16", "f32", "i64"]  # i64: indices, which no expression reads
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from ..codegen.code import F32, I8, I16, I32, Code, Value, i64, vector
 from ..codegen.expr import Kind, Param
 from ..codegen.isa import Isa
 
-BYTES: dict[Kind, int] = {"u8": 1, "s16": 2, "f32": 4}
+BYTES: dict[Kind, int] = {"u8": 1, "s16": 2, "f32": 4, "i64": 8}
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Builder:
         lazy: what each float tensor is.
         quantized: the tensor of each quantize node, and what is added to the integers of the program.
         pieces: what an op returns that has several results: tensor, scale and zero point of each, or a list of such.
+        integers: the int64 tensors that a call gives.
         masks: what masks add to scores, by their node; causal ones by their shape.
         made_by: the step that computes an op.
         loop: what the next steps belong to.
@@ -52,6 +53,7 @@ class Builder:
         self._floats: dict[fx.Node, Value] = {}
         self.made_by: dict[fx.Node, Step | TorchStep] = {}
         self.pieces: dict[fx.Node, list[Any]] = {}
+        self.integers: dict[fx.Node, Value] = {}
         self.masks: dict[Hashable, Value] = {}
         self.loop: Loop | None = None
 

@@ -18,17 +18,14 @@ from ...base.frozen_nodes import is_dequantize, is_quantize
 from ...base.program import FrozenProgram, copy_program
 from ...ops.units import match_units
 from ..codegen.isa import Isa
-from .contraction import ContractionStep
+from .costs import MOVED, cycles_of
 from .drop_pairs import drop_pairs
 from .lower import Lowering
-from .products import ProductStep
 from .steps import FillStep, Step, TorchStep
 
 ROUNDS = 9  # runs that a time is the median of
 CLOCK = 3.0e6  # cycles in a millisecond, for estimates
-MOVED = 4.0  # elements that a core computes or converts in a cycle, for estimates
 TORCH = 0.03  # milliseconds that an op in torch takes besides its work
-FP32_PRODUCTS = 12.0  # fp32 products that a core does in a cycle, for estimates
 
 
 @dataclass(frozen=True)
@@ -122,13 +119,7 @@ def _cycles(step: Step | TorchStep, lowering: Lowering) -> float:
     if isinstance(step, TorchStep):
         info = lowering.builder.infos.get(step.node) if step.node is not None else None
         return math.prod(info.shape) / MOVED if info is not None else 0.0
-    cycles = step.target.numel / MOVED
-    if isinstance(step, ContractionStep):
-        each = FP32_PRODUCTS if step.source.element == "f32" else lowering.isa.products
-        cycles += step.products / each * (4.0 if step.depthwise else 1.3)
-    if isinstance(step, ProductStep):
-        cycles += step.products / FP32_PRODUCTS
-    return cycles * (step.loop.rounds if step.loop is not None else 1)
+    return cycles_of(step, lowering.isa) * (step.loop.rounds if step.loop is not None else 1)
 
 
 def _measured(

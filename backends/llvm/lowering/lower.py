@@ -20,11 +20,13 @@ from ...base.dynamic_spec import DynamicSpec
 from ...base.frozen_nodes import is_dequantize, is_quantize, literal_qparams
 from ...base.op import OpRow
 from ...ops.table import OPS
+from ..codegen.expr import Kind
 from ..codegen.isa import Isa
 from .builder import Builder
+from .float_specs import float_spec
 from .lazy import read_form
 from .plan import Plan
-from .rules import copies, dynamic, norms, pointwise, pools, products, recurrent, shapes, weighted
+from .rules import copies, dynamic, embedding, norms, pointwise, pools, products, recurrent, shapes, weighted
 from .rules.rule import Rule
 from .sizes import sizes
 from .steps import ElementwiseStep, Step, TorchStep
@@ -48,8 +50,11 @@ RECURRENT = {
     **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
     **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
 }
+GIVEN: Mapping[torch.dtype, Kind] = {torch.float32: "f32", torch.int64: "i64"}  # inputs that kernels read
+
 POINTWISE = dict.fromkeys(("conv1d", "conv2d", "conv3d"), dynamic.pointwise_convolution)
-DYNAMIC = {"linear": dynamic.linear, **POINTWISE, **RECURRENT}
+EMBEDDINGS = {"embedding": embedding.embedding, "embedding_bag": embedding.embedding_bag}
+DYNAMIC = {"linear": dynamic.linear, **POINTWISE, **RECURRENT, **EMBEDDINGS}
 
 
 class Lowering:
@@ -114,16 +119,16 @@ class Lowering:
         return not hooked and not runs_user_code(node, modules)
 
     def _layer(self, node: fx.Node) -> bool:
-        """A layer that quantizes its input, or a recurrent one in fp32."""
+        """A layer that quantizes its input, or a recurrent layer or an embedding in fp32."""
         builder = self.builder
         spec = spec_of(builder.modules.get(str(node.target)) if node.op == "call_module" else None)
         if spec is None and self._is_torchs_own(node):
-            spec = builder.store.read((node.target, "recurrent"), lambda: recurrent.float_spec(builder, node))
+            spec = builder.store.read((node.target, "float"), lambda: float_spec(builder, node))
         if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](builder, node, spec):
             return False
         if spec.op in RECURRENT:
             self.recurrent[node] = spec
-        else:
+        elif spec.op not in EMBEDDINGS:
             self._note(node)
         return True
 
@@ -180,13 +185,19 @@ class Lowering:
 
     def _placeholder(self, node: fx.Node) -> None:
         value = self.given[node]
-        if isinstance(value, Tensor) and value.dtype == torch.float32:
-            shape, steps = tuple(value.shape), value.stride()
-            order = tuple(sorted(range(len(shape)), key=lambda a: (-steps[a], a)))
-            strides = tuple(4 * s for s in steps)
-            storage = Storage("f32", shape, order, "input", len(self.inputs), fixed_strides=strides, dense=True)
-            self.inputs.append(node)
+        if not isinstance(value, Tensor) or value.dtype not in GIVEN:
+            return
+        element, shape, steps = GIVEN[value.dtype], tuple(value.shape), value.stride()
+        order = tuple(sorted(range(len(shape)), key=lambda a: (-steps[a], a)))
+        strides = tuple(value.element_size() * s for s in steps)
+        storage = Storage(element, shape, order, "input", len(self.inputs), fixed_strides=strides, dense=True)
+        if element == "f32":
             self.builder.set_value(node, Value.of(storage))
+        elif value.is_contiguous():
+            self.builder.integers[node] = Value.of(storage)
+        else:
+            return
+        self.inputs.append(node)
 
     def _in_torch(self, node: fx.Node) -> None:
         builder = self.builder

@@ -13,10 +13,12 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from ..codegen.isa import Isa
+from ..kernels.operands import BYTES
 from ..runtime.jit import Library
 from ..runtime.kernels import Kernel, kernel_name, object_code
 from ..runtime.native import Arena, NativeProgram
 from ..runtime.tables import Address, NativeStep, Stretch
+from .costs import cycles_of
 from .loops import by_round, stretches
 from .memory import Constants, Memory, with_fills
 from .steps import AnyStep, Argument, FillStep, Step, TorchStep
@@ -25,7 +27,8 @@ from .values import Value
 from .waits import Waits
 from .weights import Packed
 
-DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32}
+TEAM, WAIT = 15e3, 600.0  # cycles that it takes to start a team of threads, and until all of them have met
+DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32, "i64": torch.int64}
 
 
 @dataclass(eq=False)
@@ -34,12 +37,14 @@ class Segment:
 
     Attributes:
         first, last: the runs of the steps, among those of all segments.
+        small: one thread is faster than several.
     """
 
     first: int
     last: int
     torch_step: TorchStep | None = None
     stretches: list[tuple[list[Step | FillStep], int]] = field(default_factory=list)
+    small: bool = False
 
     def add(self, steps: list[Step | FillStep], rounds: int) -> None:
         """Append steps that run so many times."""
@@ -51,7 +56,7 @@ Native = Callable[[Arena, Segment], None]
 
 
 def _run_native(arena: Arena, segment: Segment) -> None:
-    arena.run(segment.first, segment.last)
+    arena.run(segment.first, segment.last, alone=segment.small)
 
 
 class Plan:
@@ -79,6 +84,7 @@ class Plan:
         self.memory = Memory.of(self.steps)
         self.constants = Constants()
         self.packed: dict[Packed, int] = {}
+        self._layouts: dict[Value, tuple[tuple[int, ...], list[int], int]] = {}
         self.native: list[Step | FillStep] = []
         self.segments: list[Segment] = []
         for body, rounds in stretches(self.steps):
@@ -107,7 +113,13 @@ class Plan:
         found, waits = [], Waits(self.memory)
         for segment in self.segments:
             found += [Stretch(tuple(map(native, body)), rounds) for body, rounds in segment.stretches]
-        needed = [wait for segment in self.segments for wait in waits.segment(segment.stretches)]
+        needed: list[bool] = []
+        for segment in self.segments:
+            own = waits.segment(segment.stretches)
+            work = sum(rounds * cycles_of(s, isa) for body, rounds in segment.stretches for s in body
+                       if isinstance(s, Step))  # fmt: skip
+            segment.small = work / 2 < TEAM + WAIT * sum(own)
+            needed += own
         return NativeProgram(found, needed, library, self.memory.arena_bytes, self.constants.joined())
 
     def _address(self, argument: Argument) -> Address:
@@ -138,10 +150,11 @@ class Plan:
         else:
             start = self.memory.offsets[root]
             memory = arena.memory[start : start + root.bytes].view(DTYPES[value.element])
-        item = memory.element_size()
-        return memory.as_strided(
-            value.shape, [s // item for s in value.strides], memory.storage_offset() + value.offset // item
-        )
+        if value not in self._layouts:
+            item = BYTES[value.element]
+            self._layouts[value] = value.shape, [s // item for s in value.strides], value.offset // item
+        shape, strides, offset = self._layouts[value]
+        return memory.as_strided(shape, strides, memory.storage_offset() + offset)
 
     def run(
         self,

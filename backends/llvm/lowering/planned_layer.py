@@ -146,8 +146,3 @@ def map_state(state: Any, change: Any) -> Any:
     if state is None:
         return None
     return tuple(change(t) for t in state) if isinstance(state, tuple | list) else change(state)
-
-
-def planned_layer(spec: DynamicSpec, isa: Isa) -> DynamicLayer:
-    """The layer of a specification."""
-    return PlannedRecurrent(spec, isa) if hasattr(spec.layer, "hidden_size") else PlannedLayer(spec, isa)

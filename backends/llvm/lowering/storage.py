@@ -12,7 +12,7 @@ from ..codegen.expr import Kind
 from ..kernels.operands import BYTES
 
 Place = Literal["arena", "constant", "input", "output"]
-TOPS: dict[Kind, float] = {"u8": 255.0, "s16": 32768.0, "f32": math.inf}  # the largest magnitude
+TOPS: dict[Kind, float] = {"u8": 255.0, "s16": 32768.0, "f32": math.inf, "i64": math.inf}  # the largest magnitude
 
 
 @dataclass(eq=False)

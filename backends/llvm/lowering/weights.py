@@ -44,10 +44,11 @@ class WeightStore:
         key = id(weight), layout
         if key not in self._packed:
             self._read[key] = weight  # so that no other tensor gets its identity
-            self._packed[key] = Packed(self._placed(pack()))
+            self._packed[key] = Packed(self.placed(pack()))
         return self._packed[key]
 
-    def _placed(self, tensor: Tensor) -> Tensor:
+    def placed(self, tensor: Tensor) -> Tensor:
+        """The bytes of a tensor at a place where they stay."""
         raw = tensor.contiguous().view(-1).view(torch.uint8)
         if self._used + raw.numel() > self._slab.numel():
             size = max(raw.numel(), min(SLAB, self._total))

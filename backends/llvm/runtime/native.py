@@ -156,10 +156,11 @@ class Arena:
             starts = np.array([t.data_ptr() for t in tensors], dtype=np.int64)
             self._arguments[tables.given] = tables.arguments[tables.given] + starts[tables.tensors]
 
-    def run(self, first: int, last: int, clocks: np.ndarray | None = None) -> None:
+    def run(self, first: int, last: int, clocks: np.ndarray | None = None, alone: bool = False) -> None:
         """Run the steps from ``first`` to ``last``.
 
         Args:
+            alone: on this thread alone.
             clocks: int64 [last - first + 1], gets the time stamps between them, in cycles of the time stamp counter.
         """
         context = self._context
@@ -167,4 +168,4 @@ class Arena:
         context[1] = last - first
         context[7] = 0 if clocks is None else clocks.ctypes.data
         self._arrived.fill(0)
-        self._run(self._at, torch.get_num_threads() if self._teams else 1)
+        self._run(self._at, torch.get_num_threads() if self._teams and not alone else 1)

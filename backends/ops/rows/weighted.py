@@ -8,13 +8,14 @@ from torch import nn
 
 from ...base.op import Call, OpRow, Output
 from ..convolution import refuse_convolution
+from ..embedding import CHANGING
 from .kinds import always_fp32
 
 NO_STATIC_FORM = "it has no static int8 form"
 
 
 def _refuse_embedding(call: Call) -> str | None:
-    return "max_norm changes the table as it reads" if call.param("max_norm") else None
+    return CHANGING if call.param("max_norm") else None
 
 
 def _convolution(dims: int) -> OpRow:

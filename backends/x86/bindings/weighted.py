@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...base.op import Call
+from ...ops.embedding import refuse_bag, refuse_changing_table
 from ..kernels import layers
 from ..kernels.convolution import conv, conv_transpose
 from ..kernels.fused_convolution import conv2d_activation, conv2d_add
@@ -53,10 +54,8 @@ BINDINGS = {
             "tanh": linear_activation(Q.linear_tanh.default),
         },
     ),
-    "embedding": X86Binding(
-        kernels=embedding, dynamic=layers.RowwiseEmbedding, refuse_dynamic=layers.refuse_changing_table
-    ),
-    "embedding_bag": X86Binding(False, dynamic=layers.RowwiseEmbeddingBag, refuse_dynamic=layers.refuse_bag),
+    "embedding": X86Binding(kernels=embedding, dynamic=layers.RowwiseEmbedding, refuse_dynamic=refuse_changing_table),
+    "embedding_bag": X86Binding(False, dynamic=layers.RowwiseEmbeddingBag, refuse_dynamic=refuse_bag),
     **dict.fromkeys(
         ("lstm", "gru"),
         X86Binding(False, dynamic=layers.DynamicRecurrent, refuse_dynamic=layers.refuse_projections),

@@ -6,25 +6,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import fx
 
-from ....base.dynamic_spec import DynamicSpec, weight_names
-from ....ops.table import OPS
+from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
 from ..recurrence import Recurrence
 from ..results import PaddedReference
 from ..row_steps import LARGEST
-
-
-def float_spec(builder: Builder, node: fx.Node) -> DynamicSpec | None:
-    """The fp32 recurrent layer that a node calls; None if it calls another one."""
-    layer = builder.modules[str(node.target)] if node.op == "call_module" else None
-    row = OPS.find(type(layer))
-    if layer is None or row is None or not isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-        return None
-    weights = {name: layer.get_parameter(name).detach() for name in weight_names(layer)}
-    return DynamicSpec(row.name, layer, weights) if all(w.dtype == torch.float32 for w in weights.values()) else None
 
 
 def recurrent(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:

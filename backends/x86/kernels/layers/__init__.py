@@ -7,7 +7,7 @@ for the 16-bit pair sums (:mod:`fxquant.backends.x86.bindings.saturation`).
 
 from .cells import DynamicCell
 from .convolution import PointwiseConv, refuse_window
-from .embedding import RowwiseEmbedding, RowwiseEmbeddingBag, refuse_bag, refuse_changing_table
+from .embedding import RowwiseEmbedding, RowwiseEmbeddingBag
 from .linear import DynamicLinear
 from .recurrent import DynamicRecurrent, refuse_projections
 
@@ -18,8 +18,6 @@ __all__ = [
     "PointwiseConv",
     "RowwiseEmbedding",
     "RowwiseEmbeddingBag",
-    "refuse_bag",
-    "refuse_changing_table",
     "refuse_projections",
     "refuse_window",
 ]

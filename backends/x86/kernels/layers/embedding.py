@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .....compiler.core.tensors import tensor_bytes
 from ....base.dynamic_layer import DynamicLayer
@@ -19,20 +19,6 @@ from ....base.weights import IntegerWeight
 
 BYTE, NIBBLE, HALF = "embedding_bag_byte_rowwise_offsets", "embedding_bag_4bit_rowwise_offsets", "embedding fp16"
 HALF_INFO = torch.finfo(torch.float16)
-
-
-def refuse_changing_table(module: nn.Module) -> str | None:
-    """Why the rows of an embedding cannot be packed."""
-    return "max_norm changes the table as it reads" if getattr(module, "max_norm", None) else None
-
-
-def refuse_bag(module: nn.Module) -> str | None:
-    """Why the rows of an ``nn.EmbeddingBag`` cannot be packed."""
-    return (
-        "no kernel takes the maximum of int8 rows"
-        if getattr(module, "mode", "") == "max"
-        else refuse_changing_table(module)
-    )
 
 
 def rows_of(weight: IntegerWeight) -> tuple[str, Tensor]:
