@@ -211,9 +211,6 @@ def openvino(model: nn.Module, calibration: list[Inputs], threads: int) -> Runne
     return lambda inputs: torch.from_numpy(compiled([tensor.numpy() for tensor in inputs])[0])
 
 
-# fxquant ----------------------------------------------------------------------------------------------------
-
-
 def fxquant_compiled(scheme: Any, **options: Any) -> Build:
     """Quantization by fxquant, with further `options` for its `compile`."""
 
