@@ -116,9 +116,12 @@ class QuantizedModule(nn.Module, Quantized):
 
         Raises:
             CallError: an input is not like those of calibration, or a layer does not take what it is given.
+            StateError: torch.jit.trace calls it.
         """
         if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
+        if torch.jit.is_tracing():
+            raise StateError(f"A compiled module cannot be traced: torch does not see its kernels. {KEEP_FLOAT}")
         grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         # Not the context managers of torch: an interrupt in their __exit__ would leave the modes changed.
         try:
@@ -170,9 +173,12 @@ class QuantizedModule(nn.Module, Quantized):
         """Called by ``to``, ``half``, ``cuda`` and the like.
 
         Raises:
-            StateError: it is compiled.
+            StateError: it is compiled, and is asked for another dtype or device.
         """
         if self._compiled is not None:
+            changed = fn(torch.zeros(1))
+            if changed.dtype == torch.float32 and changed.device.type == "cpu":
+                return self
             raise StateError(
                 "A compiled module cannot change its dtype or device: its kernels are packed for this CPU and take "
                 "fp32. Compile the float model again for another."

@@ -207,3 +207,16 @@ def test_the_compiled_module_stays_as_it_is() -> None:
     for change in (q.half, q.double, lambda: q.to(torch.bfloat16)):
         with pytest.raises(StateError, match="packed for this CPU"):
             change()
+
+
+def test_moving_to_where_it_is_changes_nothing() -> None:
+    q = fxquant.compile(net(), calibration=[X])
+    expected = q(X)
+    assert q.to("cpu") is q and q.float() is q and q.cpu() is q
+    assert torch.equal(q(X), expected)
+
+
+def test_tracing_is_refused() -> None:
+    q = fxquant.compile(net(), calibration=[X])
+    with pytest.raises(StateError, match="cannot be traced"):
+        torch.jit.trace(q, X)
