@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ....compiler.core.interrupts import held
 from ....compiler.core.locks import process_lock
 from ....compiler.core.progress import log
 from ....compiler.execution.inputs import Signature
@@ -80,6 +81,10 @@ class PlannedProgram:
             with contextlib.suppress(KeyError):  # another thread may have dropped it
                 self._plans.move_to_end(key)
             return known
+        return self._built_plan(key, given)
+
+    @held  # an interrupt in a finalizer of llvmlite would be lost
+    def _built_plan(self, key: Any, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
         with _PLANNING:
             if key not in self._plans:
                 self._built += 1
