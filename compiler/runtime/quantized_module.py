@@ -120,7 +120,7 @@ class QuantizedModule(nn.Module, Quantized):
         """
         if self._compiled is None:
             return self._prepared[0](*args, **kwargs)
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             raise StateError(f"A compiled module cannot be traced: torch does not see its kernels. {KEEP_FLOAT}")
         grad, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
         # Not the context managers of torch: an interrupt in their __exit__ would leave the modes changed.

@@ -61,7 +61,7 @@ def test_weight_bits_and_granularity() -> None:
     near(model, coarse, ids, least=24)
     few = dynamic(model, config=overrides(embedding=QuantConfig(weight_bits=4)))
     near(model, few, ids, least=15)
-    assert "4bit" in rows(few)["embedding"].kernel
+    assert "4 bits" in rows(few)["embedding"].kernel
 
 
 def test_numbers_beyond_fp16_keep_a_layer_in_fp32() -> None:
