@@ -59,10 +59,10 @@ def quiet() -> Iterator[None]:
 
 
 def _caller(module: Callable[..., Any]) -> Runner:
-    return lambda inputs: _first(module(*inputs))
+    return lambda inputs: first(module(*inputs))
 
 
-def _first(result: Any) -> Any:
+def first(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 

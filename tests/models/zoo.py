@@ -107,7 +107,8 @@ def settled(name: str, seed: int = 0, zoo: Mapping[str, ZooModel] = ZOO) -> nn.M
         for norm in norms:
             norm.train()
             norm.momentum = None  # a cumulative average
-        outputs = torch.cat([model(*zoo[name].example(4)) for _ in range(4)])
+        results = [model(*zoo[name].example(4)) for _ in range(4)]
+        outputs = torch.cat([r[0] if isinstance(r, tuple) else r for r in results])
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         for parameter in modules[-1].parameters():
