@@ -82,7 +82,8 @@ class Lowering:
     def plan(self) -> Plan:
         """The steps with their kernels, ready to run."""
         result = self.walk()
-        return Plan(self.builder.steps, self.inputs, self.outputs, result, self.returned, self.isa)
+        builder = self.builder
+        return Plan(builder.steps, self.inputs, self.outputs, result, self.returned, self.isa, builder.store)
 
     def walk(self) -> Any:
         """Find the steps. Returns what forward() returns, with nodes in it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from .steps import AnyStep, Argument, FillStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
 from .waits import Waits
-from .weights import Packed
+from .weights import Packed, WeightStore
 
 TEAM, WAIT = 15e3, 600.0  # cycles that it takes to start a team of threads, and until all of them have met
 DTYPES = {"u8": torch.uint8, "s16": torch.int16, "f32": torch.float32, "i64": torch.int64}
@@ -68,21 +68,22 @@ class Plan:
         outputs: the tensors that kernels write results to.
         result: what forward() returns, with nodes in it.
         returned: the number of the output that holds a node; others are results of torch.
+        store: holds the parameters of kernels.
 
     Attributes:
         native: the native steps, once each.
         made: the kernel of each native step.
-        packed: the bytes of the weights that it reads, and keeps alive.
+        packed: the bytes of the weights and parameters that it reads, and keeps alive.
     """
 
     def __init__(
         self, steps: Sequence[AnyStep], inputs: Sequence[fx.Node], outputs: Sequence[Storage], result: Any,
-        returned: Mapping[fx.Node, int], isa: Isa,
+        returned: Mapping[fx.Node, int], isa: Isa, store: WeightStore,
     ) -> None:  # fmt: skip
         self.steps = with_fills(steps)
         self.inputs, self.outputs, self.result, self.returned = list(inputs), list(outputs), result, dict(returned)
         self.memory = Memory.of(self.steps)
-        self.constants = Constants()
+        self.constants, self._store = Constants(), store
         self.packed: dict[Packed, int] = {}
         self._layouts: dict[Value, tuple[tuple[int, ...], list[int], int]] = {}
         self.native: list[Step | FillStep] = []
@@ -123,17 +124,21 @@ class Plan:
         return NativeProgram(found, needed, library, self.memory.arena_bytes, self.constants.joined())
 
     def _address(self, argument: Argument) -> Address:
+        if isinstance(argument, Tensor):
+            argument = self._store.parameters(argument)
         if isinstance(argument, Packed):
             self.packed[argument] = argument.memory.numel()
             return Address("fixed", argument.memory.data_ptr())
-        if isinstance(argument, Tensor):
-            return Address("constant", self.constants.add(argument))
         if isinstance(argument, Storage):
             return Address("arena", self.memory.offsets[argument.root])
         root = argument.storage.root
         if root.place == "constant":
-            assert root.content is not None
-            return Address("constant", self.constants.add(root.content) + argument.offset)
+            content = root.content
+            assert content is not None
+            if not root.shared:
+                return Address("constant", self.constants.add(content) + argument.offset)
+            place = self._address(self._store.packed(content, "constant", lambda: content))
+            return replace(place, offset=place.offset + argument.offset)
         if root.place == "arena":
             return Address("arena", self.memory.offsets[root] + argument.offset, drift=argument.drift)
         index = root.index + (len(self.inputs) if root.place == "output" else 0)

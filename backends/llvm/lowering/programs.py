@@ -23,7 +23,7 @@ from .lower import Lowering
 from .plan import Plan
 from .weights import WeightStore
 
-PLANS = 32  # that are kept
+PLANS = 128  # that are kept; each takes about a megabyte for a hundred steps
 PLAIN = (int, float, str, type(None))
 MANY_SHAPES = (
     f"Inputs of more than {PLANS} shapes: each new one takes a plan, and time for kernels of new shapes. "
@@ -47,13 +47,14 @@ class PlannedProgram:
         self.program, self.isa = program, isa
         self._signature = Signature.of(program.module)
         self._inputs = [n for n in program.module.graph.nodes if n.op == "placeholder"]
-        self._plans: OrderedDict[Any, tuple[Plan, Lowering]] = OrderedDict()
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._newest: tuple[Any, Lowering] | None = None
         self._built = 0
         self._store = store or WeightStore()
 
     def on_example(self) -> tuple[Mapping[fx.Node, KernelChoice], int]:
         """What runs each op on the example, and the bytes of weights and parameters as they are packed for it."""
-        plan, lowering = self._planned(self._given(*self.program.example))
+        plan, lowering = self._with_lowering(self._given(*self.program.example))
         return lowering.choices, plan.constants.size + sum(plan.packed.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,20 +63,30 @@ class PlannedProgram:
             with torch.no_grad():
                 # There is nothing to compute. Not __call__, which prints where it fails.
                 return self.program.module.forward(*given.values())
-        return self._planned(given)[0].run(given)
+        return self._planned(given).run(given)
 
     def kernel_errors(self, *args: Any, **kwargs: Any) -> Mapping[fx.Node, int]:
         """See :class:`~....base.backend.Lowered`."""
         given = self._given(args, kwargs)
-        plan, lowering = self._planned(given)
+        plan, lowering = self._with_lowering(given)
         return kernel_errors(self.program.module, plan, lowering.builder.quantized, given)
+
+    def _with_lowering(self, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
+        """A plan with the lowering that made it, of which only the newest is kept."""
+        key = _key_of(given)
+        with _PLANNING:
+            if self._newest is None or self._newest[0] != key or key not in self._plans:
+                self._plans.pop(key, None)
+                self._built_plan(key, given)
+            assert self._newest is not None
+            return self._plans[key], self._newest[1]
 
     def _given(self, args: Any, kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         values = self._signature.bind(args, kwargs)
         return {n: _readable(v) for n, v in zip(self._inputs, values, strict=True)}
 
-    def _planned(self, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
-        key = tuple(_key(v) for v in given.values())
+    def _planned(self, given: Mapping[fx.Node, Any]) -> Plan:
+        key = _key_of(given)
         known = self._plans.get(key)
         if known is not None:
             with contextlib.suppress(KeyError):  # another thread may have dropped it
@@ -84,14 +95,14 @@ class PlannedProgram:
         return self._built_plan(key, given)
 
     @held  # an interrupt in a finalizer of llvmlite would be lost
-    def _built_plan(self, key: Any, given: Mapping[fx.Node, Any]) -> tuple[Plan, Lowering]:
+    def _built_plan(self, key: Any, given: Mapping[fx.Node, Any]) -> Plan:
         with _PLANNING:
             if key not in self._plans:
                 self._built += 1
                 if self._built == PLANS + 1:
                     log.warning(MANY_SHAPES)
                 lowering = Lowering(self.program.module, given, self.isa, self._store)
-                self._plans[key] = lowering.plan(), lowering
+                self._plans[key], self._newest = lowering.plan(), (key, lowering)
                 while len(self._plans) > PLANS:
                     self._plans.popitem(last=False)
             return self._plans[key]
@@ -109,6 +120,10 @@ def _readable(value: Any) -> Any:
 
 def _channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _key_of(given: Mapping[fx.Node, Any]) -> Any:
+    return tuple(_key(v) for v in given.values())
 
 
 def _key(value: Any) -> Any:

@@ -31,6 +31,7 @@ class Storage:
         parent: the storage that this is a part of, the axis, and where on it it begins.
         fixed_strides: bytes from one index to the next, of a tensor of the user.
         content: of a constant.
+        shared: other plans have the same constant.
     """
 
     element: Kind
@@ -44,6 +45,7 @@ class Storage:
     parent: tuple[Storage, int, int] | None = None
     fixed_strides: tuple[int, ...] | None = None
     content: Tensor | None = None
+    shared: bool = False
 
     @staticmethod
     def constant(tensor: Tensor) -> Storage:

@@ -22,11 +22,12 @@ class Packed:
 
 
 class WeightStore:
-    """What the plans of one program share."""
+    """What the plans of one program share: weights, and the parameters of kernels."""
 
     def __init__(self) -> None:
         self._read: dict[Hashable, Any] = {}
         self._packed: dict[tuple[int, Hashable], Packed] = {}
+        self._parameters: dict[bytes, Packed] = {}
         self._slab, self._used, self._total = aligned_bytes(0), 0, 0
 
     def read(self, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -46,6 +47,13 @@ class WeightStore:
             self._read[key] = weight  # so that no other tensor gets its identity
             self._packed[key] = Packed(self.placed(pack()))
         return self._packed[key]
+
+    def parameters(self, tensor: Tensor) -> Packed:
+        """Parameters of a kernel: those of other plans, if they are equal."""
+        content = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        if content not in self._parameters:
+            self._parameters[content] = Packed(self.placed(tensor))
+        return self._parameters[content]
 
     def placed(self, tensor: Tensor) -> Tensor:
         """The bytes of a tensor at a place where they stay."""

@@ -94,7 +94,7 @@ def test_many_callers(program: FrozenProgram) -> None:
         thread.join()
     torch.set_num_threads(2)
     assert not wrong
-    assert all(len(plan.program._idle) <= 8 for plan, _ in run._plans.values())
+    assert all(len(plan.program._idle) <= 8 for plan in run._plans.values())
 
 
 def test_a_call_allocates_its_outputs_alone(program: FrozenProgram) -> None:
@@ -143,7 +143,7 @@ def test_out_of_memory_is_told(program: FrozenProgram, monkeypatch: pytest.Monke
 
     run = PlannedProgram(program, BEST)
     expected = run(*DATA[0])
-    plan, _ = next(iter(run._plans.values()))
+    plan = next(iter(run._plans.values()))
     plan.program._idle.clear()
     with monkeypatch.context() as patch:
         patch.setattr(native, "aligned_bytes", none)

@@ -138,7 +138,7 @@ def test_inside_of_a_plan() -> None:
         for _ in range(2):
             check(model(x), q(x), 30)
     (chosen,) = q._compiled.run._chosen.values()  # type: ignore[union-attr]
-    (plan, _) = next(iter(chosen.run._plans.values()))
+    plan = next(iter(chosen.run._plans.values()))
     assert all(segment.torch_step is None for segment in plan.segments)
 
 

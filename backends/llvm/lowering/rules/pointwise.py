@@ -144,7 +144,8 @@ def constant(builder: Builder, node: fx.Node) -> None:
     if tensor.numel() == 1:
         builder.set(node, constant_form(float(tensor)))
     else:
-        builder.set_value(node, Value.of(Storage.constant(tensor)))
+        known = builder.store.read((node.target, "constant"), lambda: Storage.constant(tensor).content)
+        builder.set_value(node, Value.of(replace(Storage.constant(tensor), content=known, shared=True)))
 
 
 def batch_norm(builder: Builder, node: fx.Node) -> bool:
