@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant import CalibrationError, ConfigError
+from fxquant import CalibrationError, CaptureError, ConfigError
 from fxquant.compiler.runtime.call_forms import GraphForm
 
 from .dynamic_toys import near
@@ -80,3 +80,45 @@ def test_examples_that_do_not_fit_are_refused() -> None:
         fxquant.compile(model, scheme="dynamic", example={"tokens": ids})
     with pytest.raises(ConfigError, match="example is for scheme 'dynamic'"):
         fxquant.compile(model, calibration=[ids], example=ids)
+
+
+class Whole(nn.Module):
+    """torch.fx leaves the attention whole, so that torch.export is tried if there is an example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.attention = nn.Linear(DIM, DIM), nn.MultiheadAttention(DIM, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("leaves", [(), (nn.MultiheadAttention,)], ids=str)
+def test_a_graph_of_fx_is_kept_where_export_gives_none(
+    leaves: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def export(*args: Any) -> Any:
+        calls.append(args)
+        raise CaptureError("torch.export cannot capture it.")
+
+    monkeypatch.setattr("fxquant.compiler.workflows.dynamic_graph.export", export)
+    torch.manual_seed(0)
+    model, x = Whole().eval(), torch.randn(2, 5, DIM)
+    q = fxquant.compile(model, scheme="dynamic", example=(x,), leaf_modules=leaves)
+    assert len(calls) == (0 if leaves else 1)  # it knows no leaf_modules
+    assert any(node.target == "first" for node in q.graph.graph.nodes)
+    near(model, q, x)
+
+
+def test_what_is_exported_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.export may leave what it traced with in a module: not in the one that runs other calls."""
+    from fxquant.compiler.workflows import dynamic_graph
+
+    seen, real = [], dynamic_graph.export
+    monkeypatch.setattr(dynamic_graph, "export", lambda module, batch: seen.append(module) or real(module, batch))
+    model, ids, mask = model_and_inputs()
+    q = fxquant.compile(model, scheme="dynamic", example=(ids, mask))
+    assert {*seen[0].modules()}.isdisjoint(q.module.modules())

@@ -18,5 +18,7 @@ def float_spec(builder: Builder, node: fx.Node) -> DynamicSpec | None:
     row = OPS.find(type(layer))
     if layer is None or row is None or not isinstance(layer, LAYERS):
         return None
+    if layer.training and getattr(layer, "dropout", 0.0):
+        return None
     weights = {name: layer.get_parameter(name).detach() for name in weight_names(layer)}
     return DynamicSpec(row.name, layer, weights) if all(w.dtype == torch.float32 for w in weights.values()) else None

@@ -51,6 +51,13 @@ class Segment:
         self.stretches.append((steps, rounds))
         self.last += rounds * len(steps)
 
+    def cycles(self, isa: Isa) -> float:
+        """Cycles of one core."""
+        return sum(
+            rounds * sum(cycles_of(step, isa) for step in body if isinstance(step, Step))
+            for body, rounds in self.stretches
+        )
+
 
 Native = Callable[[Arena, Segment], None]
 
@@ -117,9 +124,7 @@ class Plan:
         needed: list[bool] = []
         for segment in self.segments:
             own = waits.segment(segment.stretches)
-            work = sum(rounds * cycles_of(s, isa) for body, rounds in segment.stretches for s in body
-                       if isinstance(s, Step))  # fmt: skip
-            segment.small = work / 2 < TEAM + WAIT * sum(own)
+            segment.small = segment.cycles(isa) / 2 < TEAM + WAIT * sum(own)
             needed += own
         return NativeProgram(found, needed, library, self.memory.arena_bytes, self.constants.joined())
 

@@ -45,10 +45,9 @@ def panel_columns(count: int, isa: Isa) -> Columns:
 
 
 def tile_of_rows(rows: int, vectors: int, isa: Isa) -> int:
-    """How many rows of a product are computed at once: as many as the registers take, in tiles of like size."""
-    most = (isa.registers - 1 - vectors) // vectors
-    most = min(most, MOST_ROWS)
-    return -(-rows // -(-rows // most))
+    """How many rows of a product are computed at once: as many as the registers take; few are cut into like tiles."""
+    most = min((isa.registers - 1 - vectors) // vectors, MOST_ROWS)
+    return most if rows > 2 * most else -(-rows // -(-rows // most))
 
 
 def _tilings(gemm: Gemm) -> list[Gemm]:

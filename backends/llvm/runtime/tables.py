@@ -79,26 +79,13 @@ class Tables:
         numbers_at = self._numbers.ctypes.data
         words = [w for s in steps for w in (Address("fixed", numbers_at + 8 * places[s.numbers]), *s.arguments)]
         sizes = _words(1 + len(s.arguments) for s in steps)
-        ends = np.cumsum(sizes)
-        order, of_word, rounds = [], [], []
-        first = 0
-        for stretch in stretches:
-            last = first + len(stretch.steps)
-            if last == first:
-                continue
-            inside = np.arange(ends[first] - sizes[first], ends[last - 1])
-            order.append(np.tile(np.arange(first, last), stretch.rounds))
-            of_word.append(np.tile(inside, stretch.rounds))
-            rounds.append(np.repeat(np.arange(stretch.rounds), len(inside)))
-            first = last
-        none = [_words(())]
-        runs, which = np.concatenate(none + order), np.concatenate(none + of_word)
+        runs, which, rounds = _expanded(stretches, sizes)
         base = {"arena": 0, "constant": constants, "given": 0, "fixed": 0}
         start = _words(base[w.space] + w.offset for w in words)
         drift = _words(w.drift for w in words)
         tensor = _words(w.index if w.space == "given" else -1 for w in words)
         in_arena = np.array([w.space == "arena" for w in words], dtype=bool)
-        self.arguments = start[which] + drift[which] * np.concatenate(none + rounds)
+        self.arguments = start[which] + drift[which] * rounds
         self.inside = np.flatnonzero(in_arena[which])
         self.given = np.flatnonzero(tensor[which] >= 0)
         self.tensors = tensor[which][self.given]
@@ -114,6 +101,26 @@ class Tables:
         for place, name in enumerate(STEP):
             table[:, place] = columns[name]
         return table
+
+
+def _expanded(stretches: Sequence[Stretch], sizes: Words) -> tuple[Words, Words, Words]:
+    """The step of each run; the number, among those of all steps, and the round of each word of the runs.
+
+    Args:
+        sizes: words of each step.
+    """
+    found: tuple[list[Words], ...] = ([_words(())], [_words(())], [_words(())])
+    first, begin = 0, 0
+    for stretch in stretches:
+        last = first + len(stretch.steps)
+        end = begin + int(sizes[first:last].sum())
+        parts = np.arange(first, last), np.arange(begin, end)
+        for kept, part in zip(found, parts, strict=False):
+            kept.append(np.tile(part, stretch.rounds))
+        found[2].append(np.repeat(np.arange(stretch.rounds), end - begin))
+        first, begin = last, end
+    runs, words, rounds = map(np.concatenate, found)
+    return runs, words, rounds
 
 
 def _words(numbers: object) -> Words:
