@@ -43,7 +43,7 @@ class DynamicSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """``torch.int8`` if any weight has integers, else ``torch.float16``."""
+        """``torch.int8`` if any weight has integers, else ``torch.float16``; fp32 specifications do not use it."""
         return torch.int8 if any(isinstance(w, IntegerWeight) for w in self.weights.values()) else torch.float16
 
     @property

@@ -20,9 +20,9 @@ from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
 from .lowering.entry import widen_entry
 from .lowering.latencies import find_latencies
-from .lowering.lower import DYNAMIC, RECURRENT
 from .lowering.planned_layers import planned_layer
 from .lowering.programs import PlannedProgram
+from .lowering.rules.table import DYNAMIC, RECURRENT
 from .lowering.states import split_states
 from .tuning.latency_cache import LatencyCache
 

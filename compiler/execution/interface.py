@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 import torch
@@ -104,16 +105,17 @@ ANY_CALL = Interface()  # of a graph that holds for every call
 
 
 def kind_of(value: Any) -> str:
-    """What forward() may tell an input by, besides sizes and values: "a float tensor", "None", "[a number, None]"."""
+    """What an input is, but for its sizes and values: "a float tensor", "None", "[a number, None]"."""
     if isinstance(value, Tensor):
         floats = value.is_floating_point() or value.is_complex()
         return "a float tensor" if floats else "a bool tensor" if value.dtype == torch.bool else "an integer tensor"
     if value is None or isinstance(value, bool):
         return "None" if value is None else "a bool"
-    if isinstance(value, int | float):
+    if isinstance(value, Number):
         return "a number"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {kind_of(each)}' for key, each in value.items())}}}"
+        items = sorted(value.items(), key=repr)
+        return f"{{{', '.join(f'{key!r}: {kind_of(each)}' for key, each in items)}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(kind_of, value))}]"
     return type(value).__name__

@@ -84,7 +84,8 @@ def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> Captured
         model.runner.begin(model.gm, batch)
         if is_captured(model.gm, model.original, batch):
             signature = Signature.of(model.gm)
-            kinds = kinds_of(signature.names, signature.bind(*batch))
+            read = {n.target for n in model.gm.graph.nodes if n.op == "placeholder" and n.users}
+            kinds = {n: k for n, k in kinds_of(signature.names, signature.bind(*batch)).items() if n in read}
             return _opened(replace(model, interface=Interface(kinds=kinds)), model.original, batch)
         reason = _OTHER_RESULT.format(type(model.original).__name__)
         model = UntracedModel(model.original, model.options, model.fp32_bytes, reason, None)

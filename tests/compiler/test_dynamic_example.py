@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant import CalibrationError, CaptureError, ConfigError
+from fxquant.compiler.capture.export import export as real
 from fxquant.compiler.runtime.call_forms import GraphForm
 
 from .dynamic_toys import near
@@ -115,10 +116,13 @@ def test_a_graph_of_fx_is_kept_where_export_gives_none(
 
 def test_what_is_exported_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.export may leave what it traced with in a module: not in the one that runs other calls."""
-    from fxquant.compiler.workflows import dynamic_graph
+    seen: list[nn.Module] = []
 
-    seen, real = [], dynamic_graph.export
-    monkeypatch.setattr(dynamic_graph, "export", lambda module, batch: seen.append(module) or real(module, batch))
+    def export(module: nn.Module, batch: Any) -> Any:
+        seen.append(module)
+        return real(module, batch)
+
+    monkeypatch.setattr("fxquant.compiler.workflows.dynamic_graph.export", export)
     model, ids, mask = model_and_inputs()
     q = fxquant.compile(model, scheme="dynamic", example=(ids, mask))
     assert {*seen[0].modules()}.isdisjoint(q.module.modules())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,8 @@ def test_calibration_with_two_kinds_of_calls_is_refused() -> None:
         (1.5, "a number"),
         ("left", "str"),
         ((torch.zeros(1), None), "[a float tensor, None]"),
-        (OrderedDict(a=1), "{'a': a number}"),
+        (OrderedDict(b=None, a=1), "{'a': a number, 'b': None}"),
+        (np.int64(3), "a number"),
     ],
     ids=str,
 )
@@ -137,3 +139,17 @@ def test_results_are_plain_lists_and_dicts() -> None:
     result["all"].append(2)
     result["all"][1].pop("y")
     assert type(result["both"]) is tuple and list(result) == ["y", "all", "both", "new"]
+
+
+def test_inputs_that_nothing_reads_may_be_anything() -> None:
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(DIM, DIM)
+
+        def forward(self, x: Tensor, labels: Any = None) -> Tensor:
+            return self.layer(x)
+
+    q = fxquant.compile(Labelled().eval(), calibration=[x() for _ in range(3)])
+    given = x()
+    assert torch.equal(q(given), q(given, torch.zeros(3)))

@@ -10,7 +10,7 @@ from ..codegen.code import F16, F32, I8, I32, I64, Code, Value, i64, splat, vect
 from ..codegen.emit import Lanes
 from ..codegen.isa import Isa
 
-Rows = Literal["f32", "f16", "s8", "s4"]
+RowKind = Literal["f32", "f16", "s8", "s4"]
 TOGETHER = 8  # registers of a row that are summed at once
 PAIR = 16  # elements of s4 that are the low halves of bytes; as many after them are the high halves
 
@@ -29,7 +29,7 @@ class Gather:
         padding: an index that counts for nothing; -1: none.
     """
 
-    rows: Rows
+    rows: RowKind
     size: int
     stride: int
     mode: Literal["one", "sum", "mean"]

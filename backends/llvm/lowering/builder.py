@@ -70,8 +70,10 @@ class Builder:
         self.set(node, read_form(value, scale, zero_point), order=value.order())
 
     def add(self, step: Step | TorchStep, *ops: fx.Node) -> None:
-        """Append a step, which computes ``ops``."""
+        """Append a step, which computes ``ops``; none, if there is nothing to compute."""
         if isinstance(step, Step):
+            if not step.target.numel:
+                return
             step.loop = self.loop
         self.steps.append(step)
         self.made_by.update(dict.fromkeys(ops, step))

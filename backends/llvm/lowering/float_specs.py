@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from ...base.dynamic_spec import DynamicSpec, weight_names
+from ...base.dynamic_spec import DynamicSpec
 from ...ops.table import OPS
 from .builder import Builder
 
@@ -18,7 +18,8 @@ def float_spec(builder: Builder, node: fx.Node) -> DynamicSpec | None:
     row = OPS.find(type(layer))
     if layer is None or row is None or not isinstance(layer, LAYERS):
         return None
-    if layer.training and getattr(layer, "dropout", 0.0):
+    if layer.training and getattr(layer, "dropout", False):
         return None
-    weights = {name: layer.get_parameter(name).detach() for name in weight_names(layer)}
+    # Not named_parameters(): weights may be tied.
+    weights = {name: p.detach() for name, p in layer._parameters.items() if p is not None and p.dim() > 1}
     return DynamicSpec(row.name, layer, weights) if all(w.dtype == torch.float32 for w in weights.values()) else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...base.dynamic_spec import RoundedWeight
 from ...base.weights import IntegerWeight
 from ..codegen.isa import Isa
-from ..kernels.gather import PAIR, Gather, Rows
+from ..kernels.gather import PAIR, Gather, RowKind
 from .steps import Made, Step
 from .values import Value
 from .weights import Packed
@@ -19,7 +19,7 @@ from .weights import Packed
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows as the kernel reads them.
+    """RowKind as the kernel reads them.
 
     Attributes:
         rows: what a row holds.
@@ -28,7 +28,7 @@ class Table:
         count: of rows.
     """
 
-    rows: Rows
+    rows: RowKind
     size: int
     packed: Packed
     count: int
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass(eq=False)
 class GatherStep(Step):
-    """Rows of a table, or sums or means of bags of them. Its target is contiguous.
+    """RowKind of a table, or sums or means of bags of them. Its target is contiguous.
 
     Attributes:
         indices: int64, contiguous; the last axis is that of a bag, unless each index stands for itself.
@@ -69,7 +69,7 @@ class GatherStep(Step):
 def table_of(weight: RoundedWeight, place: Any) -> Table:
     """The rows of a weight [count, size]; ``place`` puts bytes to where they stay."""
     count, size = weight.integers.shape if isinstance(weight, IntegerWeight) else weight.shape
-    rows = rows_of(weight)
+    rows = row_kind(weight)
     if isinstance(weight, IntegerWeight):
         return Table(rows, size, Packed(place(_packed(weight, rows))), count)
     raw = weight.contiguous().view(torch.uint8).view(-1)
@@ -77,7 +77,7 @@ def table_of(weight: RoundedWeight, place: Any) -> Table:
     return Table(rows, size, Packed(raw if whole else place(raw)), count)
 
 
-def rows_of(weight: RoundedWeight) -> Rows:
+def row_kind(weight: RoundedWeight) -> RowKind:
     """What the rows of a weight are packed to: 4 bits where its integers fit them."""
     if not isinstance(weight, IntegerWeight):
         return "f16" if weight.dtype == torch.float16 else "f32"
@@ -85,15 +85,15 @@ def rows_of(weight: RoundedWeight) -> Rows:
     return "s4" if fits else "s8"
 
 
-def row_bytes(rows: Rows, size: int) -> int:
+def row_bytes(rows: RowKind, size: int) -> int:
     """Bytes of a row."""
     if rows in ("f32", "f16"):
         return size * (4 if rows == "f32" else 2)
     return (PAIR * -(-size // (2 * PAIR)) if rows == "s4" else 4 * -(-size // 4)) + 8
 
 
-def _packed(weight: IntegerWeight, rows: Rows) -> Tensor:
-    """Rows of integers with their scale and zero point: uint8 [count, bytes]."""
+def _packed(weight: IntegerWeight, rows: RowKind) -> Tensor:
+    """RowKind of integers with their scale and zero point: uint8 [count, bytes]."""
     count, size = weight.integers.shape
     width = row_bytes(rows, size) - 8
     integers = torch.nn.functional.pad(weight.integers, (0, width * (2 if rows == "s4" else 1) - size))
@@ -104,3 +104,20 @@ def _packed(weight: IntegerWeight, rows: Rows) -> Tensor:
         packed = integers.view(torch.uint8)
     ends = (weight.scale.float(), weight.zero_point.float())
     return torch.cat([packed, *(t.expand(count).contiguous().view(torch.uint8).view(count, 4) for t in ends)], 1)
+
+
+def check_indices(indices: Tensor, count: int) -> Tensor:
+    """Indices of a table with ``count`` rows.
+
+    Raises:
+        IndexError: there is no such row.
+        RuntimeError: they are no integers.
+    """
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"Indices of an embedding must be int64 or int32, got {indices.dtype}.")
+    if not indices.numel():
+        return indices
+    least, largest = map(int, indices.aminmax())
+    if least < 0 or largest >= count:
+        raise IndexError(f"index out of range in self: {least if least < 0 else largest}, of {count} rows")
+    return indices

@@ -21,6 +21,7 @@ from ..codegen.isa import Isa
 from .costs import MOVED, cycles_of
 from .drop_pairs import drop_pairs
 from .lower import Lowering
+from .states import split_states
 from .steps import FillStep, Step, TorchStep
 
 ROUNDS = 9  # runs that a time is the median of
@@ -89,6 +90,7 @@ def _drop_all_pairs(program: FrozenProgram) -> None:
 def _timed(program: FrozenProgram, isa: Isa, changes: Sequence[Callable[[FrozenProgram], Any]]) -> Timed:
     """The plan of a program after ``changes``."""
     copied = copy_program(program)
+    split_states(copied.program.module)
     for change in changes:
         change(copied.program)
     given = _placeholders(copied.program)

@@ -26,35 +26,15 @@ from .builder import Builder
 from .float_specs import float_spec
 from .lazy import read_form
 from .plan import Plan
-from .rules import copies, dynamic, embedding, norms, pointwise, pools, products, recurrent, shapes, weighted
-from .rules.rule import Rule
+from .rules import pointwise
+from .rules.table import DYNAMIC, EMBEDDINGS, RECURRENT, RULES
 from .sizes import sizes
 from .steps import ElementwiseStep, Step, TorchStep
 from .storage import Storage
 from .values import Value
 from .weights import WeightStore
 
-RULES: Mapping[str, Rule] = {
-    **weighted.RULES,
-    **pointwise.RULES,
-    **shapes.RULES,
-    **copies.RULES,
-    **pools.RULES,
-    **norms.RULES,
-    **products.RULES,
-}
-
-
-# By op, of layers that quantize their input.
-RECURRENT = {
-    **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
-    **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
-}
 GIVEN: Mapping[torch.dtype, Kind] = {torch.float32: "f32", torch.int64: "i64"}  # inputs that kernels read
-
-POINTWISE = dict.fromkeys(("conv1d", "conv2d", "conv3d"), dynamic.pointwise_convolution)
-EMBEDDINGS = {"embedding": embedding.embedding, "embedding_bag": embedding.embedding_bag}
-DYNAMIC = {"linear": dynamic.linear, **POINTWISE, **RECURRENT, **EMBEDDINGS}
 
 
 class Lowering:
@@ -82,6 +62,7 @@ class Lowering:
     def plan(self) -> Plan:
         """The steps with their kernels, ready to run."""
         result = self.walk()
+        self.given = {}  # tensors of the user
         builder = self.builder
         return Plan(builder.steps, self.inputs, self.outputs, result, self.returned, self.isa, builder.store)
 
@@ -125,6 +106,9 @@ class Lowering:
         spec = spec_of(builder.modules.get(str(node.target)) if node.op == "call_module" else None)
         if spec is None and self._is_torchs_own(node):
             spec = builder.store.read((node.target, "float"), lambda: float_spec(builder, node))
+        infos = builder.infos
+        if any(n in infos and not math.prod(infos[n].shape) for n in (node, *node.all_input_nodes)):
+            return False  # nothing to compute
         if spec is None or spec.op not in DYNAMIC or not DYNAMIC[spec.op](builder, node, spec):
             return False
         if spec.op in RECURRENT:

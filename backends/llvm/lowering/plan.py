@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
+from ....compiler.core.errors import CallError
 from ..codegen.isa import Isa
 from ..kernels.operands import BYTES
 from ..runtime.jit import Library
@@ -210,7 +211,7 @@ class Plan:
             def timed(arena: Arena, segment: Segment, row: Any = row) -> None:
                 clocks = np.zeros(segment.last - segment.first + 1, dtype=np.int64)
                 start = time.perf_counter()
-                arena.run(segment.first, segment.last, clocks)
+                arena.run(segment.first, segment.last, clocks, segment.small)
                 seconds = time.perf_counter() - start
                 ticks = np.diff(clocks)
                 row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
@@ -235,4 +236,8 @@ class Plan:
         if step.node is not None:
             env[step.node] = result
         if step.target is not None:
-            self.view(arena, step.target, env).copy_(result)
+            target = self.view(arena, step.target, env)
+            if result.shape != target.shape:
+                sizes = f"{tuple(result.shape)} where {tuple(target.shape)} was planned"
+                raise CallError(f"A result has the shape {sizes}: it depends on values.")
+            target.copy_(result)

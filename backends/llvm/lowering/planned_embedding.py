@@ -9,7 +9,7 @@ from torch import Tensor
 from ...base.dynamic_spec import DynamicSpec
 from ...base.weights import IntegerWeight
 from ..codegen.isa import Isa
-from .gather import row_bytes, rows_of
+from .gather import check_indices, row_bytes, row_kind
 from .planned_layer import PlannedLayer
 
 NAMES = {"s8": "rows of 8 bits", "s4": "rows of 4 bits", "f16": "rows of fp16"}
@@ -21,13 +21,14 @@ class PlannedEmbedding(PlannedLayer):
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)
         weight = spec.weights["weight"]
-        rows = rows_of(weight)
+        rows = row_kind(weight)
         count, size = weight.integers.shape if isinstance(weight, IntegerWeight) else weight.shape
         self.kernel = f"{isa.name} {NAMES[rows]}"
         self.weight_bytes = count * row_bytes(rows, size)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        if self.spec[0].op == "embedding" or (input.dim() == 2 and offsets is None and per_sample_weights is None):
+        plain = offsets is None and per_sample_weights is None
+        if self.spec[0].op == "embedding" or (plain and input.dim() == 2 and not self.include_last_offset):
             return super().forward(input)
         return self._bags(input, offsets, per_sample_weights)
 
@@ -35,6 +36,7 @@ class PlannedEmbedding(PlannedLayer):
         """Bags of different sizes, or with weights: by torch, over a table of the rows that are read."""
         (spec,) = self.spec
         weight, flat = spec.weights["weight"], input.reshape(-1)
+        check_indices(flat, self.num_embeddings)
         if isinstance(weight, IntegerWeight):
             zeros, scales = (t.expand(weight.integers.shape[0])[flat, None] for t in (weight.zero_point, weight.scale))
             rows = (weight.integers[flat] - zeros).float() * scales.float()

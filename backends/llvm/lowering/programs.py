@@ -24,6 +24,7 @@ from .plan import Plan
 from .weights import WeightStore
 
 PLANS = 128  # that are kept; each takes about a megabyte for a hundred steps
+ARENAS = 512 * 2**20  # bytes of arenas that the plans of a program may keep
 PLAIN = (int, float, str, type(None))
 MANY_SHAPES = (
     f"Inputs of more than {PLANS} shapes: each new one takes a plan, and time for kernels of new shapes. "
@@ -94,6 +95,11 @@ class PlannedProgram:
             return known
         return self._built_plan(key, given)
 
+    @property
+    def _arenas(self) -> int:
+        """Bytes of the arenas that plans keep for themselves."""
+        return sum(plan.program.own_bytes for plan in self._plans.values())
+
     @held  # an interrupt in a finalizer of llvmlite would be lost
     def _built_plan(self, key: Any, given: Mapping[fx.Node, Any]) -> Plan:
         with _PLANNING:
@@ -103,7 +109,7 @@ class PlannedProgram:
                     log.warning(MANY_SHAPES)
                 lowering = Lowering(self.program.module, given, self.isa, self._store)
                 self._plans[key], self._newest = lowering.plan(), (key, lowering)
-                while len(self._plans) > PLANS:
+                while len(self._plans) > PLANS or (len(self._plans) > 1 and self._arenas > ARENAS):
                     self._plans.popitem(last=False)
             return self._plans[key]
 

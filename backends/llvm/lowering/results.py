@@ -36,8 +36,10 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
         return None
     if spec.op in ("embedding", "embedding_bag"):
         rows = value.shape if spec.op == "embedding" else value.shape[:1]
-        usual = len(given) == 1 and (spec.op == "embedding" or value.dim() == 2)
-        return torch.zeros(*rows, layer.embedding_dim, dtype=torch.float32) if usual else None
+        usual = len(given) == 1
+        if spec.op == "embedding_bag":
+            usual = usual and value.dim() == 2 and not layer.include_last_offset
+        return torch.zeros(*rows, layer.embedding_dim, dtype=torch.float32, device="cpu") if usual else None
     if spec.op == "linear":
         _check(value, "in_features", layer.in_features)
         return value.new_zeros(*value.shape[:-1], layer.out_features)

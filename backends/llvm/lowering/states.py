@@ -23,14 +23,23 @@ def split_states(gm: fx.GraphModule) -> int:
         op = _op(modules.get(str(node.target))) if node.op == "call_module" else None
         if op not in PAIRS:
             continue
+        _count_from_start(node)
         if op in LSTM:
             for user in list(node.users):
-                if _picks(user) and user.args[1] in (1, -1):
+                if _picks(user) and user.args[1] == 1:
+                    _count_from_start(user)
                     count += _split(user)
         count += _split(node, nested=op in LSTM)
     gm.graph.lint()
     gm.recompile()
     return count
+
+
+def _count_from_start(pair: fx.Node) -> None:
+    """Let the readers of a pair pick its values by 0 and 1."""
+    for user in list(pair.users):
+        if _picks(user) and user.args[1] in (-1, -2):
+            user.args = (pair, int(user.args[1]) + 2)  # type: ignore[arg-type]
 
 
 def _op(layer: nn.Module | None) -> str | None:

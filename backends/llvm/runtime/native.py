@@ -68,6 +68,11 @@ class NativeProgram:
         self._idle: list[Arena] = []
         _driver()
 
+    @property
+    def own_bytes(self) -> int:
+        """Size of an arena that no other program uses; 0: it is shared."""
+        return self.arena_bytes if self.arena_bytes > SHARED else 0
+
     @contextmanager
     def arena(self) -> Iterator[Arena]:
         """An arena that no other call uses meanwhile."""
@@ -123,7 +128,7 @@ class Arena:
     """
 
     def __init__(self, program: NativeProgram) -> None:
-        self.own = _arena_bytes(program.arena_bytes) if program.arena_bytes > SHARED else None
+        self.own = _arena_bytes(program.arena_bytes) if program.own_bytes else None
         self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._base = 0
         self._program = program

@@ -138,3 +138,25 @@ def test_tables_in_fp32_are_read_where_they_are() -> None:
     assert any(packed.memory.data_ptr() == table.data_ptr() for packed in plan.packed)
     odd = table_of(torch.randn(3, 5), lambda raw: torch.cat([raw, raw])[: raw.numel()])
     assert odd.stride == 20  # copied to memory that may be read past its end
+
+
+@torch.no_grad()
+def test_bags_refuse_indices_that_are_none() -> None:
+    q = fxquant.compile(nn.EmbeddingBag(COUNT, 8, mode="sum").eval(), scheme="dynamic")
+    with pytest.raises(CallError, match="out of range"):
+        q(torch.tensor([3, -1]), torch.tensor([0]))
+
+
+@torch.no_grad()
+def test_indices_that_get_empty_on_the_way() -> None:
+    class Rest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(COUNT, 16), nn.Linear(16, 5)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.tokens(ids[:, 1:]))
+
+    q = fxquant.compile(Rest().eval(), scheme="dynamic")
+    for length in (4, 1, 1):
+        assert q(ids(2, length)).shape == (2, length - 1, 5)

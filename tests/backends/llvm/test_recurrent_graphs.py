@@ -103,3 +103,22 @@ def test_fp32_layers_of_static_models_are_native(name: str) -> None:
     check(layer(first(x))[1], q(x)[1], 80.0)
     program = planned(frozen(model, [(x,)]), (x,))
     assert all(segment.torch_step is None for segment in program.segments)
+
+
+@torch.no_grad()
+def test_results_counted_from_the_end_and_tied_weights() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.layer = nn.Linear(INPUTS, SIZE), nn.LSTM(SIZE, SIZE, 2)
+            self.layer.weight_hh_l1 = self.layer.weight_hh_l0
+
+        def forward(self, x: Tensor) -> Any:
+            return self.layer(self.first(x))[-1][-2]
+
+    torch.manual_seed(0)
+    model, x = Last().eval(), torch.randn(TIME, BATCH, INPUTS)
+    program = frozen(model, [(x,)])
+    plan = planned(program, (x,))
+    assert all(segment.torch_step is None for segment in plan.segments)
+    check(model(x), fxquant.compile(model, calibration=[x], backend="llvm")(x), 33.0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, fx
 
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
-from ..gather import GatherStep, Table, table_of
+from ..gather import GatherStep, Table, check_indices, table_of
 from ..steps import TorchStep
 from ..storage import Storage
 from ..terms import Form, Total
@@ -24,8 +23,8 @@ def embedding(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
 def embedding_bag(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     """Sums or means of the rows of bags of one size: indices [bags, size]."""
     layer: Any = spec.layer
-    argument: Any = node.args[0]
-    if layer.mode == "max" or len(builder.infos[argument].shape) != 2:
+    info = builder.infos.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
+    if layer.mode == "max" or layer.include_last_offset or info is None or len(info.shape) != 2:
         return False
     padding = -1 if layer.padding_idx is None else int(layer.padding_idx)
     return _gather(builder, node, spec, layer.mode, padding)
@@ -34,9 +33,9 @@ def embedding_bag(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
 def _gather(
     builder: Builder, node: fx.Node, spec: DynamicSpec, mode: Literal["one", "sum", "mean"], padding: int
 ) -> bool:
-    argument: Any = node.args[0]
     if len(node.args) != 1 or node.kwargs or getattr(spec.layer, "max_norm", None):
         return False
+    argument: Any = node.args[0]
     if not isinstance(argument, fx.Node) or argument not in builder.infos or not builder.infos[argument].shape:
         return False
     weight = spec.weights["weight"]
@@ -60,18 +59,9 @@ def _indices(builder: Builder, node: fx.Node, count: int) -> Value:
         constant = builder.constant(node) if node.op == "get_attr" else None
 
         def copied(value_of: Any) -> Tensor:
-            return _checked(value_of(node) if constant is None else constant, count)
+            return check_indices(value_of(node) if constant is None else constant, count)
 
         builder.add(TorchStep(None, {}, given, copied))
         return given
-    builder.add(TorchStep(None, {}, None, lambda value_of: _checked(value_of(node), count)))
+    builder.add(TorchStep(None, {}, None, lambda value_of: check_indices(value_of(node), count)))
     return given
-
-
-def _checked(indices: Tensor, count: int) -> Tensor:
-    if indices.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(f"Indices of an embedding must be int64 or int32, got {indices.dtype}.")
-    least, largest = map(int, indices.aminmax())
-    if least < 0 or largest >= count:
-        raise IndexError(f"index out of range in self: {least if least < 0 else largest}, of {count} rows")
-    return indices

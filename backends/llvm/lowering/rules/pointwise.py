@@ -144,8 +144,8 @@ def constant(builder: Builder, node: fx.Node) -> None:
     if tensor.numel() == 1:
         builder.set(node, constant_form(float(tensor)))
     else:
-        known = builder.store.read((node.target, "constant"), lambda: Storage.constant(tensor).content)
-        builder.set_value(node, Value.of(replace(Storage.constant(tensor), content=known, shared=True)))
+        known = builder.store.read((node.target, "constant"), lambda: tensor.detach().float().contiguous())
+        builder.set_value(node, Value.of(replace(Storage.constant(known), content=known, shared=True)))
 
 
 def batch_norm(builder: Builder, node: fx.Node) -> bool:

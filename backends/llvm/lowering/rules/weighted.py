@@ -78,7 +78,7 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
         steps: list[Step] = []
         for place in itertools.product(*phases):
             chosen = tuple(phase.taps for phase in place)
-            taps, part, windows = builder.store.read((node.name, chosen), partial(_taps, weight, chosen)), target, []
+            taps, part, windows = builder.store.read((id(weight), chosen), partial(_taps, weight, chosen)), target, []
             for axis, phase in enumerate(place, 2):
                 part = part.narrowed(axis, phase.first, phase.count, strides[axis - 2])
                 windows.append(Window(len(phase.taps), 1, phase.padding))
@@ -147,7 +147,7 @@ def linear(builder: Builder, node: fx.Node) -> bool:
     channels_first = (0, axes - 1, *range(1, axes - 1))
     source = value.permuted(channels_first)
     matrix = operands.weight
-    weight = builder.store.read((node.name, axes), lambda: matrix.reshape(*matrix.shape, *[1] * (axes - 2)))
+    weight = builder.store.read((id(matrix), axes), lambda: matrix.reshape(*matrix.shape, *[1] * (axes - 2)))
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight).with_values(
