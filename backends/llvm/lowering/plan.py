@@ -211,7 +211,7 @@ class Plan:
             def timed(arena: Arena, segment: Segment, row: Any = row) -> None:
                 clocks = np.zeros(segment.last - segment.first + 1, dtype=np.int64)
                 start = time.perf_counter()
-                arena.run(segment.first, segment.last, clocks, segment.small)
+                arena.run(segment.first, segment.last, clocks)
                 seconds = time.perf_counter() - start
                 ticks = np.diff(clocks)
                 row[segment.first : segment.last] = ticks * (seconds / max(int(ticks.sum()), 1))
