@@ -23,6 +23,7 @@ from .drop_pairs import drop_pairs
 from .lower import Lowering
 from .states import split_states
 from .steps import FillStep, Step, TorchStep
+from .weights import WeightStore
 
 ROUNDS = 9  # runs that a time is the median of
 CLOCK = 3.0e6  # cycles in a millisecond, for estimates
@@ -59,8 +60,9 @@ def find_latencies(program: FrozenProgram, isa: Isa) -> Latencies:
     """
     found = Latencies()
     units = [u for u in match_units(program.module).units if u.root not in program.fp32]
-    int8 = _timed(program, isa, () if program.keep_roundings else (drop_pairs,))
-    fp32 = _timed(program, isa, (_drop_all_pairs,))
+    store = WeightStore()
+    int8 = _timed(program, isa, store, () if program.keep_roundings else (drop_pairs,))
+    fp32 = _timed(program, isa, store, (_drop_all_pairs,))
     leaders = {int8.of.get(unit.root, unit.root): unit for unit in units}
     for unit in units:
         name = unit.root.name
@@ -87,14 +89,16 @@ def _drop_all_pairs(program: FrozenProgram) -> None:
     program.module.recompile()
 
 
-def _timed(program: FrozenProgram, isa: Isa, changes: Sequence[Callable[[FrozenProgram], Any]]) -> Timed:
+def _timed(
+    program: FrozenProgram, isa: Isa, store: WeightStore, changes: Sequence[Callable[[FrozenProgram], Any]]
+) -> Timed:
     """The plan of a program after ``changes``."""
     copied = copy_program(program)
     split_states(copied.program.module)
     for change in changes:
         change(copied.program)
     given = _placeholders(copied.program)
-    lowering = Lowering(copied.program.module, given, isa)
+    lowering = Lowering(copied.program.module, given, isa, store)
     times = _estimated(lowering) if program.deterministic else _measured(lowering, copied.program, given)
     milliseconds: dict[fx.Node, float] = {}
     for step, each in times:

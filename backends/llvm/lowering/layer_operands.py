@@ -61,8 +61,10 @@ def read_operands(builder: Builder, node: fx.Node, axis: int) -> Operands | None
     """
     argument: Any = node.args[0]
     known = builder.read(argument).plain
-    integers = builder.store.read((node.name, "integers"), lambda: _integers(builder, node, axis))
-    if known is not None and known[0].element != "f32" and integers is not None:
+    integers = None
+    if known is not None and known[0].element != "f32":
+        integers = builder.store.read((node.name, "integers"), lambda: _integers(builder, node, axis))
+    if known is not None and integers is not None:
         value, scale, zero = known
         weight, scales = integers
         largest = int(TOPS[value.element]) * int(weight.double().abs().flatten(1).sum(1).max())
