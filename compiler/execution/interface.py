@@ -121,11 +121,6 @@ def kind_of(value: Any) -> str:
     return type(value).__name__
 
 
-def kinds_of(names: Sequence[str], inputs: Sequence[Any]) -> dict[str, str]:
-    """The kind of each input."""
-    return {name: kind_of(value) for name, value in zip(names, inputs, strict=True)}
-
-
 def _shown(value: Any) -> str:
     return repr(value) if isinstance(value, str | int | float | None) else kind_of(value)
 

@@ -21,7 +21,7 @@ from ..core.progress import stage
 from ..core.tensors import total_bytes
 from ..execution.batches import run_batch
 from ..execution.inputs import Signature
-from ..execution.interface import ANY_CALL, Interface, kinds_of
+from ..execution.interface import ANY_CALL, Interface, kind_of
 from ..execution.sample import Batch
 from ..execution.state import SavedState
 from .options import Options
@@ -85,7 +85,8 @@ def _captured_on(model: CapturedModel | UntracedModel, batch: Batch) -> Captured
         if is_captured(model.gm, model.original, batch):
             signature = Signature.of(model.gm)
             read = {n.target for n in model.gm.graph.nodes if n.op == "placeholder" and n.users}
-            kinds = {n: k for n, k in kinds_of(signature.names, signature.bind(*batch)).items() if n in read}
+            inputs = zip(signature.names, signature.bind(*batch), strict=True)
+            kinds = {name: kind_of(value) for name, value in inputs if name in read}
             return _opened(replace(model, interface=Interface(kinds=kinds)), model.original, batch)
         reason = _OTHER_RESULT.format(type(model.original).__name__)
         model = UntracedModel(model.original, model.options, model.fp32_bytes, reason, None)

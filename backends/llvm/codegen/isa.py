@@ -64,7 +64,7 @@ class Isa:
         return {"u8": self.dot, "s16": self.dot_words, "f32": self.dot_floats}[kind]
 
     def round(self, c: Code, x: Value) -> Value:
-        """fp32 to int32, half to even. NaN gives a number below all others, a multiple of 2**30."""
+        """fp32 to int32, half to even. NaN gives a negative multiple of 2**30."""
         lanes = x.type.count
         limited = c.intrinsic(f"llvm.maxnum.v{lanes}f32", x.type, (x, splat(-(2.0**30), F32, lanes)))
         limited = c.intrinsic(f"llvm.minnum.v{lanes}f32", x.type, (limited, splat(2.0**30, F32, lanes)))

@@ -82,8 +82,6 @@ class _Emitter:
         """The products of rows with a panel."""
         c, lanes, start = self.c, self.isa.lanes, zeros(self.isa, "f32")
         sums = [[c.variable(start.type, start) for _ in range(vectors)] for _ in lefts]
-        for slot in (s for row in sums for s in row):
-            c.b.store(start, slot)  # anew for each panel
         dot = self.isa.dot_of("f32")
 
         def step(k: Value) -> None:

@@ -19,7 +19,7 @@ from .weights import Packed
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """RowKind as the kernel reads them.
+    """Rows as the kernel reads them.
 
     Attributes:
         rows: what a row holds.
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass(eq=False)
 class GatherStep(Step):
-    """RowKind of a table, or sums or means of bags of them. Its target is contiguous.
+    """Rows of a table, or sums or means of bags of them. Its target is contiguous.
 
     Attributes:
         indices: int64, contiguous; the last axis is that of a bag, unless each index stands for itself.
@@ -93,7 +93,7 @@ def row_bytes(rows: RowKind, size: int) -> int:
 
 
 def _packed(weight: IntegerWeight, rows: RowKind) -> Tensor:
-    """RowKind of integers with their scale and zero point: uint8 [count, bytes]."""
+    """Rows of integers with their scale and zero point: uint8 [count, bytes]."""
     count, size = weight.integers.shape
     width = row_bytes(rows, size) - 8
     integers = torch.nn.functional.pad(weight.integers, (0, width * (2 if rows == "s4" else 1) - size))
@@ -104,6 +104,11 @@ def _packed(weight: IntegerWeight, rows: RowKind) -> Tensor:
         packed = integers.view(torch.uint8)
     ends = (weight.scale.float(), weight.zero_point.float())
     return torch.cat([packed, *(t.expand(count).contiguous().view(torch.uint8).view(count, 4) for t in ends)], 1)
+
+
+def has_equal_bags(layer: Any, axes: int) -> bool:
+    """Whether indices of so many axes are bags of one size for an ``nn.EmbeddingBag``, without offsets."""
+    return axes == 2 and not layer.include_last_offset
 
 
 def check_indices(indices: Tensor, count: int) -> Tensor:

@@ -119,11 +119,9 @@ class Plan:
             arguments = tuple(map(self._address, made.arguments))
             return NativeStep(names[made.kernel], arguments, made.kernel.numbers, made.kernel.items)
 
-        found, waits = [], Waits(self.memory)
+        waits, found, needed = Waits(self.memory), list[Stretch](), list[bool]()
         for segment in self.segments:
             found += [Stretch(tuple(map(native, body)), rounds) for body, rounds in segment.stretches]
-        needed: list[bool] = []
-        for segment in self.segments:
             own = waits.segment(segment.stretches)
             segment.small = segment.cycles(isa) / 2 < TEAM + WAIT * sum(own)
             needed += own

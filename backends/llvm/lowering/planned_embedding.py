@@ -9,7 +9,7 @@ from torch import Tensor
 from ...base.dynamic_spec import DynamicSpec
 from ...base.weights import IntegerWeight
 from ..codegen.isa import Isa
-from .gather import check_indices, row_bytes, row_kind
+from .gather import check_indices, has_equal_bags, row_bytes, row_kind
 from .planned_layer import PlannedLayer
 
 NAMES = {"s8": "rows of 8 bits", "s4": "rows of 4 bits", "f16": "rows of fp16"}
@@ -18,17 +18,18 @@ NAMES = {"s8": "rows of 8 bits", "s4": "rows of 4 bits", "f16": "rows of fp16"}
 class PlannedEmbedding(PlannedLayer):
     """``nn.Embedding``, or ``nn.EmbeddingBag`` with the modes ``sum`` and ``mean``."""
 
+    num_embeddings: int
+    embedding_dim: int
+
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
         super().__init__(spec, isa)
-        weight = spec.weights["weight"]
-        rows = row_kind(weight)
-        count, size = weight.integers.shape if isinstance(weight, IntegerWeight) else weight.shape
+        rows = row_kind(spec.weights["weight"])
         self.kernel = f"{isa.name} {NAMES[rows]}"
-        self.weight_bytes = count * row_bytes(rows, size)
+        self.weight_bytes = self.num_embeddings * row_bytes(rows, self.embedding_dim)
 
     def forward(self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
         plain = offsets is None and per_sample_weights is None
-        if self.spec[0].op == "embedding" or (plain and input.dim() == 2 and not self.include_last_offset):
+        if self.spec[0].op == "embedding" or (plain and has_equal_bags(self, input.dim())):
             return super().forward(input)
         return self._bags(input, offsets, per_sample_weights)
 

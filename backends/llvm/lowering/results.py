@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...base.dynamic_layer import ReferenceLayer
 from ...base.dynamic_spec import DynamicSpec
+from .gather import has_equal_bags
 
 
 class PaddedReference(ReferenceLayer):
@@ -35,11 +36,10 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
     if not isinstance(value, Tensor):
         return None
     if spec.op in ("embedding", "embedding_bag"):
+        if rest or (spec.op == "embedding_bag" and not has_equal_bags(layer, value.dim())):
+            return None
         rows = value.shape if spec.op == "embedding" else value.shape[:1]
-        usual = len(given) == 1
-        if spec.op == "embedding_bag":
-            usual = usual and value.dim() == 2 and not layer.include_last_offset
-        return torch.zeros(*rows, layer.embedding_dim, dtype=torch.float32, device="cpu") if usual else None
+        return torch.zeros(*rows, layer.embedding_dim, dtype=torch.float32, device="cpu")
     if spec.op == "linear":
         _check(value, "in_features", layer.in_features)
         return value.new_zeros(*value.shape[:-1], layer.out_features)

@@ -72,7 +72,7 @@ class RowOperand:
         """The step that computes ``form`` over the sums."""
         first = channels_first(len(self.value.shape))
         own = form.with_values(lambda v: v.expanded(target.shape).permuted(first))
-        return [pointwise_step(builder, node, matrix, own, self.value.permuted(first), target.permuted(first))]
+        return [pointwise_step(builder, node, matrix.weight, own, self.value.permuted(first), target.permuted(first))]
 
 
 def channels_first(axes: int) -> tuple[int, ...]:
@@ -81,10 +81,14 @@ def channels_first(axes: int) -> tuple[int, ...]:
 
 
 def pointwise_step(
-    builder: Builder, node: fx.Node, matrix: Matrix, form: Form, source: Value, target: Value
+    builder: Builder, node: fx.Node, weight: Tensor, form: Form, source: Value, target: Value
 ) -> ContractionStep:
-    """A product with the channels of each place; they are axis 1 of source and target."""
-    weight, axes = matrix.weight, len(source.shape)
+    """A product with the channels of each place; they are axis 1 of source and target.
+
+    Args:
+        weight: [outputs, inputs], which the store of the builder keeps.
+    """
+    axes = len(source.shape)
     taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
     windows = (Window(1),) * (axes - 2)
     return ContractionStep(node, form, target, source=source, weight=taps, windows=windows, store=builder.store,

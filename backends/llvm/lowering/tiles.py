@@ -33,9 +33,14 @@ def choose_tile(gemm: Gemm, any_rows: bool = False) -> Gemm:
     return min(found, key=_cycles)
 
 
+def _most_rows(vectors: int, isa: Isa) -> int:
+    """Rows of a tile whose sums fit the registers, beside a row of weights and one input."""
+    return (isa.registers - 1 - vectors) // vectors
+
+
 def _is_common(gemm: Gemm) -> bool:
     """Whether the tile has one of the two largest numbers of rows that fit, of a few."""
-    most = min((gemm.isa.registers - 1 - gemm.vectors) // gemm.vectors, gemm.width.size)
+    most = min(_most_rows(gemm.vectors, gemm.isa), gemm.width.size)
     return gemm.width.tile in [rows for rows in COMMON if rows <= most][-2:]
 
 
@@ -46,7 +51,7 @@ def panel_columns(count: int, isa: Isa) -> Columns:
 
 def tile_of_rows(rows: int, vectors: int, isa: Isa) -> int:
     """How many rows of a product are computed at once: as many as the registers take; few are cut into like tiles."""
-    most = min((isa.registers - 1 - vectors) // vectors, MOST_ROWS)
+    most = min(_most_rows(vectors, isa), MOST_ROWS)
     return most if rows > 2 * most else -(-rows // -(-rows // most))
 
 
@@ -57,7 +62,7 @@ def _tilings(gemm: Gemm) -> list[Gemm]:
     for vectors in WIDTHS:
         if vectors > needed and vectors > 1:
             continue
-        most = (isa.registers - 1 - vectors) // vectors
+        most = _most_rows(vectors, isa)
         for columns in range(1, min(gemm.width.size, most) + 1):
             for rows in range(1, min(gemm.height.size, most // columns) + 1):
                 if rows > 1 and columns < gemm.width.size and columns * 2 <= most:

@@ -10,7 +10,7 @@ from torch import fx
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
 from ..lazy import bounded
-from ..row_products import Matrix, channels_first, pointwise_step, row_operand
+from ..row_products import Matrix, RowOperand, channels_first, pointwise_step, row_operand
 from ..row_steps import LARGEST
 from ..steps import Step
 from ..terms import Form
@@ -26,15 +26,13 @@ def linear(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     if len(shape) < 2 or shape[-1] > LARGEST:
         return False
     value = builder.row_major(builder.float_value(argument), node)
-    matrix, bias = Matrix.of(builder, spec, "weight"), spec.vector("bias")
+    matrix = Matrix.of(builder, spec, "weight")
     operand = row_operand(builder, node, value, [matrix])
-    form = operand.product(matrix, 0.0 if bias is None else bias.double())
 
     def draft(form: Form, target: Value) -> list[Step]:
         return operand.steps(builder, node, matrix, form, target)
 
-    form = bounded(form, 0.0, math.inf) if spec.relu else form
-    builder.set(node, form, order=tuple(range(len(shape))), draft=draft)
+    builder.set(node, _output(spec, operand, matrix), order=tuple(range(len(shape))), draft=draft)
     return True
 
 
@@ -52,14 +50,20 @@ def pointwise_convolution(builder: Builder, node: fx.Node, spec: DynamicSpec) ->
         value = value.narrowed(axis, 0, -(-shape[axis] // stride), stride)
     last = (0, *range(2, len(shape)), 1)
     first = channels_first(len(shape))
-    matrix, bias = Matrix.of(builder, spec, "weight"), spec.vector("bias")
+    matrix = Matrix.of(builder, spec, "weight")
     operand = row_operand(builder, node, builder.row_major(value.permuted(last), node), [matrix])
-    form = operand.product(matrix, 0.0 if bias is None else bias.double()).with_values(lambda v: v.permuted(first))
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = form.with_values(lambda v: v.expanded(target.shape))
-        return [pointwise_step(builder, node, matrix, own, operand.value.permuted(first), target)]
+        return [pointwise_step(builder, node, matrix.weight, own, operand.value.permuted(first), target)]
 
-    form = bounded(form, 0.0, math.inf) if spec.relu else form
+    form = _output(spec, operand, matrix).with_values(lambda v: v.permuted(first))
     builder.set(node, form, order=last, draft=draft, per_channel=True)
     return True
+
+
+def _output(spec: DynamicSpec, operand: RowOperand, matrix: Matrix) -> Form:
+    """The product with the bias, and the ReLU if it is part of the layer."""
+    bias = spec.vector("bias")
+    form = operand.product(matrix, 0.0 if bias is None else bias.double())
+    return bounded(form, 0.0, math.inf) if spec.relu else form

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from ....base.dynamic_spec import DynamicSpec
 from ..builder import Builder
-from ..gather import GatherStep, Table, check_indices, table_of
+from ..gather import GatherStep, Table, check_indices, has_equal_bags, table_of
 from ..steps import TorchStep
 from ..storage import Storage
 from ..terms import Form, Total
@@ -24,7 +24,7 @@ def embedding_bag(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
     """Sums or means of the rows of bags of one size: indices [bags, size]."""
     layer: Any = spec.layer
     info = builder.infos.get(node.args[0]) if node.args else None  # type: ignore[arg-type]
-    if layer.mode == "max" or layer.include_last_offset or info is None or len(info.shape) != 2:
+    if layer.mode == "max" or info is None or not has_equal_bags(layer, len(info.shape)):
         return False
     padding = -1 if layer.padding_idx is None else int(layer.padding_idx)
     return _gather(builder, node, spec, layer.mode, padding)

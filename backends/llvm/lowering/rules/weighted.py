@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
 from ..layer_operands import read_operands
+from ..row_products import channels_first, pointwise_step
 from ..steps import Step
 from ..terms import Form
 from ..values import Value
@@ -144,18 +145,12 @@ def linear(builder: Builder, node: fx.Node) -> bool:
         return False
     axes = len(operands.value.shape)
     value = builder.row_major(operands.value, node)
-    channels_first = (0, axes - 1, *range(1, axes - 1))
-    source = value.permuted(channels_first)
-    matrix = operands.weight
-    weight = builder.store.read((id(matrix), axes), lambda: matrix.reshape(*matrix.shape, *[1] * (axes - 2)))
+    first = channels_first(axes)
+    weight = operands.weight
 
     def draft(form: Form, target: Value) -> list[Step]:
-        own = operands.without_zero(form, weight).with_values(
-            lambda v: v.expanded(target.shape).permuted(channels_first)
-        )
-        windows = (Window(1),) * (axes - 2)
-        return [ContractionStep(node, own, target.permuted(channels_first), source=source, weight=weight,
-                                windows=windows, store=builder.store, any_rows=True)]  # fmt: skip
+        own = operands.without_zero(form, weight).with_values(lambda v: v.expanded(target.shape).permuted(first))
+        return [pointwise_step(builder, node, weight, own, value.permuted(first), target.permuted(first))]
 
     builder.set(node, operands.form, order=tuple(range(axes)), draft=draft)
     return True
