@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -16,15 +15,6 @@ def _ctrl_c() -> Iterator[None]:
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, old)
-
-
-@pytest.fixture(autouse=True)
-def _no_gc_callbacks() -> Iterator[None]:
-    """Hypothesis measures the garbage collector in Python: what a signal raises there is printed and lost."""
-    callbacks = gc.callbacks[:]
-    gc.callbacks.clear()
-    yield
-    gc.callbacks[:] = callbacks
 
 
 @pytest.fixture
