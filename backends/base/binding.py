@@ -25,6 +25,7 @@ class Binding:
         float_output: the int8 form can return fp32, so that its output needs no qparams.
         dynamic: makes the layer with fp32 input and output and int8 or fp16 weights; None if there is none.
         mixed_weights: such a layer may have some weights in fp16 and others in int8.
+        group_scales: each output of such a layer may have a scale for each group of inputs.
         refuse_dynamic: the reason why a given module cannot become such a layer, or None.
     """
 
@@ -36,4 +37,5 @@ class Binding:
     float_output: bool = False
     dynamic: Callable[[DynamicSpec], DynamicLayer] | None = None
     mixed_weights: bool = False
+    group_scales: bool = False
     refuse_dynamic: Callable[[nn.Module], str | None] | None = None

@@ -12,6 +12,7 @@ from ...compiler.core.qparams import affine_qparams
 from ...compiler.core.tensors import total_bytes
 from ...compiler.numerics.quantize import round_trip, round_trip_rows
 from .dynamic_spec import DynamicSpec
+from .windows import is_pointwise
 
 
 class DynamicLayer(nn.Module):
@@ -66,7 +67,7 @@ class ReferenceLayer(DynamicLayer):
     """A specification run in plain torch ops. This is how the frozen program holds a dynamic layer.
 
     Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of a
-    convolution for each pixel, that of other layers with one for all. Kernels may round it otherwise: x86 takes one
+    convolution for each pixel (windows of one pixel) or batch index, that of other layers with one for all. Kernels may round it otherwise: x86 takes one
     range for all rows, llvm takes one for each row of a recurrent layer and of its states.
     """
 
@@ -96,8 +97,10 @@ class ReferenceLayer(DynamicLayer):
         if spec.op == "linear":
             return round_trip_rows(x)
         if spec.op in ("conv1d", "conv2d", "conv3d"):
-            channels = -1 - len(spec.layer.kernel_size)  # type: ignore[arg-type]
-            return round_trip_rows(x.movedim(channels, -1)).movedim(-1, channels)
+            axes = len(spec.layer.kernel_size)  # type: ignore[arg-type]
+            if is_pointwise(spec.layer):
+                return round_trip_rows(x.movedim(-1 - axes, -1)).movedim(-1, -1 - axes)
+            return round_trip_rows(x.flatten(-1 - axes)).view(x.shape)
         return round_trip(x, affine_qparams(float(x.min()), float(x.max())))
 
 

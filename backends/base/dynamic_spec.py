@@ -86,7 +86,8 @@ def example_inputs(layer: nn.Module) -> tuple[Any, ...]:
     if hasattr(m, "num_embeddings"):
         return (torch.randint(m.num_embeddings, (64, 5), generator=seeded),)
     if hasattr(m, "kernel_size"):
-        return (normal(16, m.in_channels, *(3 for _ in m.kernel_size)),)
+        sizes = (d * (k - 1) + 3 for k, d in zip(m.kernel_size, m.dilation, strict=True))
+        return (normal(16, m.in_channels, *sizes),)
     if not hasattr(m, "input_size"):
         return (normal(64, m.in_features),)
     deep = hasattr(m, "num_layers")

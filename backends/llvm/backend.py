@@ -53,6 +53,7 @@ class LLVMBackend:
                 binding_named(self, name),
                 dynamic=make,
                 mixed_weights=name in RECURRENT,
+                group_scales=not name.startswith("embedding"),
                 refuse_dynamic=REFUSALS.get(name),
             )
             for name in DYNAMIC

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import ConfigError
-from .messages import check_choice
+from .messages import check_choice, shown
 
 WeightScheme = Literal["per_channel_symmetric", "per_tensor_symmetric", "per_channel_affine", "per_tensor_affine"]
 ActivationScheme = Literal["per_tensor_affine", "per_tensor_symmetric"]
@@ -57,7 +57,10 @@ class QuantConfig:
         scales: how scales change in quantization-aware training: ``"moving_average"`` (scales of activations follow
             the extremes of each batch, scales of weights follow the weights) or ``"learned"`` (by gradient; LSQ, Esser
             et al. 2020, arXiv:1902.08153; scales of asymmetric weights follow the weights). Only "qat" reads it.
-        weight_bits: 2 to 8. Fewer than 8 bits use the int8 kernels with a narrower range of integers.
+        weight_bits: 2 to 8. Fewer than 8 bits use the int8 kernels with a narrower range of integers. Dynamic layers
+            and embeddings of the llvm backend store up to 4 bits in 4 bits.
+        group_size: how many inputs of an output share a scale: a multiple of 16, or None (all). Only dynamic layers
+            read it, and only symmetric weights have groups. 32 to 128 is usual for 4 bits.
         rounding: of weights: ``"nearest"``, or ``"learned"`` (each weight up or down, so that the error of the layer's
             output is least; AdaRound, Nagel et al. 2020, arXiv:2004.10568). Learning takes seconds to minutes.
         rounding_seconds: time limit for learned rounding of the whole model. Later layers are rounded to nearest.
@@ -90,6 +93,7 @@ class QuantConfig:
     observer: ObserverName = "histogram"
     scales: Scales = "moving_average"
     weight_bits: int = 8
+    group_size: int | None = None
     rounding: Rounding = "nearest"
     rounding_seconds: float = 300.0
     equalize: Switch = "auto"
@@ -105,24 +109,34 @@ class QuantConfig:
         for name, valid in _VALID.items():
             check_choice(f"QuantConfig.{name}", getattr(self, name), valid)
         if not isinstance(self.weight_bits, int) or not 2 <= self.weight_bits <= 8:
-            raise ConfigError(f"QuantConfig.weight_bits is {self.weight_bits!r}; it must be an int from 2 to 8.")
+            raise ConfigError(f"QuantConfig.weight_bits is {shown(self.weight_bits)}; it must be an int from 2 to 8.")
+        self._check_group_size()
         seconds = self.rounding_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ConfigError(f"QuantConfig.rounding_seconds is {seconds!r}; it must be a positive number of seconds.")
+            raise ConfigError(f"QuantConfig.rounding_seconds is {shown(seconds)}; it must be a positive number of seconds.")
         self._check_overrides()
+
+    def _check_group_size(self) -> None:
+        size = self.group_size
+        if size is None:
+            return
+        if isinstance(size, bool) or not isinstance(size, int) or size < 16 or size % 16:
+            raise ConfigError(f"QuantConfig.group_size is {shown(size)}; it must be a multiple of 16, or None.")
+        if self.weight != "per_channel_symmetric":
+            raise ConfigError(f"group_size={size} needs weight='per_channel_symmetric', not {self.weight!r}.")
 
     def _check_overrides(self) -> None:
         if not isinstance(self.overrides, Mapping):
             raise ConfigError(f"QuantConfig.overrides must be a dict, got {type(self.overrides).__name__}.")
         for key, value in self.overrides.items():
             if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
-                raise ConfigError(f"Override key {key!r}: expected a module path, an op name or an nn.Module class.")
+                raise ConfigError(f"Override key {shown(key)}: expected a module path, an op name or an nn.Module class.")
             if value is None or (isinstance(value, str) and value in DYNAMIC_DTYPES):
                 continue
             if not isinstance(value, QuantConfig):
                 names = " or ".join(map(repr, DYNAMIC_DTYPES))
                 raise ConfigError(
-                    f"Override of {key!r} is {value!r}: expected a QuantConfig, {names}, or None to leave it in fp32."
+                    f"Override of {key!r} is {shown(value)}: expected a QuantConfig, {names}, or None to leave it in fp32."
                 )
             for name in _WHOLE_MODEL:
                 if getattr(value, name) != getattr(type(self), name):

@@ -29,7 +29,7 @@ def check_positive(name: str, value: object) -> None:
         ConfigError: names the argument.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} is {value!r}; it must be a positive int.")
+        raise ConfigError(f"{name} is {shown(value)}; it must be a positive int.")
 
 
 def check_choice(name: str, value: object, valid: Iterable[object]) -> None:
@@ -40,7 +40,13 @@ def check_choice(name: str, value: object, valid: Iterable[object]) -> None:
     """
     choices = list(valid)
     if not any(value is v or (isinstance(v, str) and value == v) for v in choices):
-        raise ConfigError(f"{name} is {value!r}. {nearest(value, map(str, choices))}")
+        raise ConfigError(f"{name} is {shown(value)}. {nearest(value, map(str, choices))}")
+
+
+def shown(value: object) -> str:
+    """A value in a message: its type if it is long, as a tensor is."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"an object of type {type(value).__name__}"
 
 
 def user_line(stack_trace: str | None) -> str | None:

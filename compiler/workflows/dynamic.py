@@ -121,8 +121,9 @@ def check_config(config: QuantConfig, dtype: torch.dtype) -> None:
             raise ConfigError(
                 f"activation={entry.activation!r} has no dynamic kernel: use 'per_tensor_affine', or scheme 'static'."
             )
-    if dtype == torch.float16 and (config.weight_bits != 8 or config.weight != QuantConfig.weight):
-        raise ConfigError("weight and weight_bits are for integers: leave them out with dtype=torch.float16.")
+    names = ("weight", "weight_bits", "group_size")
+    if dtype == torch.float16 and any(getattr(config, n) != getattr(QuantConfig, n) for n in names):
+        raise ConfigError(f"{', '.join(names)} are for integers: leave them out with dtype=torch.float16.")
 
 
 def _resolve_overrides(model: nn.Module, graph: nn.Module, options: Options) -> ResolvedConfig:

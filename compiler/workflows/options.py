@@ -50,7 +50,7 @@ class Options:
             raise ConfigError(f"config must be a QuantConfig, got {type(self.config).__name__}.")
         for name in ("snapshots", "debug"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+                raise ConfigError(f"{name} is {shown(getattr(self, name))}; it must be True or False.")
 
     @staticmethod
     def of(

@@ -11,6 +11,7 @@ from ...backends.ops.table import OPS
 from ...passes.dynamic.attention import project_attentions
 from ...passes.dynamic.plan import LayerPlan, LayerRequest
 from ..core.config import QuantConfig
+from ..core.errors import ConfigError
 from ..core.overrides import WHOLE, Part, ResolvedConfig, node_subject, resolve
 
 
@@ -18,8 +19,14 @@ def resolve_overrides(gm: fx.GraphModule, config: QuantConfig, part: Part = WHOL
     """The configuration of each op of ``gm``, which is the graph of ``part`` of the user's model.
 
     Raises:
-        ConfigError: an override matches nothing.
+        ConfigError: an override matches nothing, or no dynamic layer reads group_size.
     """
+    entries = [config, *(o for o in config.overrides.values() if isinstance(o, QuantConfig))]
+    if any(e.group_size for e in entries[1:]) or (config.group_size and "dynamic" not in config.overrides.values()):
+        raise ConfigError(
+            "group_size is for layers whose activations are quantized at run time: use scheme 'dynamic', or give "
+            "those layers the override 'dynamic'."
+        )
     modules: Mapping[str, nn.Module] = dict(gm.named_modules())
     subjects = {
         node: node_subject(node, row.name if (row := OPS.of(node, modules)) else "", part)

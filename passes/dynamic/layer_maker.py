@@ -13,6 +13,7 @@ from ...backends.base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...backends.base.dynamic_spec import DynamicSpec, RoundedWeight, example_inputs, weight_names
 from ...backends.base.joined_backend import backend_of_layer
 from ...backends.base.op import OpRow
+from ...backends.base.weights import IntegerWeight
 from ...backends.ops.table import OPS
 from ...compiler.core.memory import release_after
 from ...compiler.core.tensors import tensors_of
@@ -32,10 +33,12 @@ class MadeLayer:
     Attributes:
         reference: plain torch ops, for the frozen program.
         compiled: what the backend runs.
+        remark: what was asked for and not done.
     """
 
     reference: ReferenceLayer
     compiled: DynamicLayer
+    remark: str = ""
 
 
 class LayerMaker:
@@ -49,7 +52,7 @@ class LayerMaker:
         self.backend = backend
         self.compiled: dict[nn.Module, DynamicLayer] = {}
         self._done: dict[nn.Module, MadeLayer | str] = {}
-        self._weights: dict[tuple[int, torch.dtype, str], RoundedWeight] = {}
+        self._weights: dict[tuple[int, torch.dtype, str, bool], RoundedWeight] = {}
 
     def make(self, layer: nn.Module, request: LayerRequest, relu: bool) -> MadeLayer | str:
         """The layer as requested, or the reason why the kernel of the backend cannot be trusted with it.
@@ -75,7 +78,9 @@ class LayerMaker:
         compiled.release()
         if decibels < LEAST_SQNR:
             return f"its {compiled.kernel} has {decibels:.0f} dB on random inputs, and {LEAST_SQNR} dB are required"
-        made = MadeLayer(ReferenceLayer(spec), compiled)
+        integers = [n for n, weight in weights.items() if isinstance(weight, IntegerWeight)]
+        refusals = [self._weight(layer, row, request).refuse_groups(n) for n in integers]
+        made = MadeLayer(ReferenceLayer(spec), compiled, next(filter(None, refusals), ""))
         self.compiled[made.reference] = compiled
         release_after(layer.parameters())
         return made
@@ -83,14 +88,17 @@ class LayerMaker:
     def _rounded(self, layer: nn.Module, name: str, row: OpRow, request: LayerRequest) -> RoundedWeight:
         parameter = layer.get_parameter(name)
         # By identity: the parameter lives as long as its layer, which _done holds.
-        key = (id(parameter), request.dtype, repr(request.config))
+        grouped = binding_of(self.backend, row).group_scales
+        key = (id(parameter), request.dtype, repr(request.config), grouped)
         if key not in self._weights:
             if request.dtype == torch.float16:
                 self._weights[key] = parameter.detach().half()
             else:
-                of = LayerWeight(layer, row, request.config, backend_of_layer(self.backend, row.name))
-                self._weights[key] = quantize_weight(of, name=name)
+                self._weights[key] = quantize_weight(self._weight(layer, row, request), name=name, dynamic=True)
         return self._weights[key]
+
+    def _weight(self, layer: nn.Module, row: OpRow, request: LayerRequest) -> LayerWeight:
+        return LayerWeight(layer, row, request.config, backend_of_layer(self.backend, row.name))
 
 
 def _entry(layer: nn.Module) -> list[str]:

@@ -55,10 +55,12 @@ def _replace(tree: nn.Module, plan: LayerPlan, maker: LayerMaker, form: Callable
             del plan.requests[path], plan.floats[path]
             if path in plan.relus:
                 tree.set_submodule(path, nn.Sequential(layer, nn.ReLU()))
-        elif not path:
+            continue
+        if made.remark:
+            plan.reasons.setdefault(path, f"one scale for each output: {made.remark}")
+        if not path:
             return form(made)
-        else:
-            tree.set_submodule(path, form(made))
+        tree.set_submodule(path, form(made))
     return tree
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...backends.base.op import OpRow
-from ...backends.ops.convolution import padding_of
+from ...backends.base.windows import padding_of
 
 
 def by_channels(layer: nn.Module, row: OpRow) -> Tensor:

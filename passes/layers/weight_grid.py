@@ -39,6 +39,18 @@ class LayerWeight:
         """Whether each output channel has a scale."""
         return self.config.weight_per_channel and binding_of(self.backend, self.row).per_channel
 
+    def refuse_groups(self, name: str) -> str:
+        """Why the inputs of the parameter ``name`` have no scales by group; "" if they have, or none are asked for."""
+        size, weight = self.config.group_size, self.layer.get_parameter(name)
+        inputs = weight[0].numel()
+        if size is None:
+            return ""
+        if weight.shape[1] != inputs:
+            return f"no kernel for windows with group_size={size}"
+        if not binding_of(self.backend, self.row).group_scales:
+            return f"no kernel for {self.row.name} with group_size={size}"
+        return f"its {inputs} inputs are no multiple of group_size={size}" if inputs % size else ""
+
 
 BLOCK = 2**18  # weights
 
@@ -58,11 +70,25 @@ class WeightGrid:
         return quantize_channels(weight, self.scale, self.zero_point, self.axis, self.low, self.high)
 
 
-def quantize_weight(of: LayerWeight, top: Tensor | None = None, name: str = "weight") -> IntegerWeight:
-    """The parameter ``name`` of a layer, rounded to the nearest integers of its :func:`weight_grid`."""
-    weight = getattr(of.layer, name).detach()
-    grid = weight_grid(of, weight, top)
-    return IntegerWeight(grid.integers(weight), grid.scale, grid.zero_point, grid.axis)
+def quantize_weight(
+    of: LayerWeight, top: Tensor | None = None, name: str = "weight", dynamic: bool = False
+) -> IntegerWeight:
+    """The parameter ``name`` of a layer, rounded to the nearest integers of its :func:`weight_grid`.
+
+    Args:
+        of, top: see there.
+        name: of the parameter.
+        dynamic: it is a dynamic layer, in which groups of inputs may have scales.
+    """
+    weight, size = getattr(of.layer, name).detach(), of.config.group_size
+    if size is None or not dynamic or of.refuse_groups(name):
+        grid = weight_grid(of, weight, top)
+        return IntegerWeight(grid.integers(weight), grid.scale, grid.zero_point, grid.axis)
+    groups = weight.reshape(-1, size)
+    grid = weight_grid(of, groups, top)
+    blocks = (len(weight), -1) if len(groups) > len(weight) else (-1,)
+    scale, zero_point = (t.view(blocks) for t in (grid.scale, grid.zero_point))
+    return IntegerWeight(grid.integers(groups).view(weight.shape), scale, zero_point, grid.axis)
 
 
 @torch.no_grad()

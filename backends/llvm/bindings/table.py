@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,17 +10,26 @@ from torch import nn
 
 from ...base.binding import Binding
 from ...base.op import Call
-from ...ops.convolution import is_pointwise
+from ...base.windows import is_pointwise
 from ...ops.embedding import refuse_bag, refuse_changing_table
 
 BETWEEN = "it computes in fp32 inside"
 
 
+FEW_PRODUCTS = 64  # of each input value: quantizing it costs more than they gain
+
+
 def _refuse_window(module: nn.Module) -> str | None:
-    """Why a convolution cannot quantize its input at run time."""
-    if is_pointwise(module):
+    """Why a convolution does not quantize its input at run time."""
+    conv: Any = module
+    if is_pointwise(conv):
         return None
-    return "only for kernel size 1, one group and no padding: each pixel has a scale of its own"
+    if conv.padding_mode != "zeros":
+        return f"no kernel with padding_mode={conv.padding_mode!r}"
+    products = conv.out_channels // conv.groups * math.prod(conv.kernel_size) // math.prod(conv.stride)
+    if products < FEW_PRODUCTS:
+        return f"faster in fp32: only {products} products for each value that would be quantized"
+    return None
 
 
 def _refuse_transposed(call: Call) -> str | None:

@@ -7,12 +7,13 @@ run, it loads the weights of its channels once, and broadcasts the input of each
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-from ..codegen.code import F16, F32, I32, Code, Value, i64, vector
+from ..codegen.code import F16, F32, I32, Code, Value, i64, splat, vector
 from ..codegen.emit import zeros
 from ..codegen.expr import Kind
 from ..codegen.isa import Isa
@@ -21,6 +22,10 @@ from .blocks import Block, blocks_of, choose_block, each_block
 from .epilogue import Epilogue, Store
 
 UNROLLED = 8  # steps of a run that are written out without a loop
+
+WeightStorage = Literal["full", "f16", "s4"]
+LANE_BYTES: dict[WeightStorage, int] = {"full": 4, "f16": 2, "s4": 2}  # of the weights of a lane for a step
+HIGH = 0xF0F0F0F0
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Gemm:
         taps: nested loops over the window: (count, bytes from one to the next in the input).
         run: contiguous input bytes at each tap.
         element: what the input is.
-        half: weights are fp16, for an input of fp32.
+        storage: of weights. "f16" is for an input of fp32. "s4": integers are multiples of 16, whose lower four bits are
+            not stored; two steps share a register.
+        scaled: sums of each index of the only loop in ``taps`` are multiplied by a scale, which is stored after the
+            weights. The sums are fp32 then.
         channels: output channels of a group.
         epilogue: what is stored.
         vectors: registers of channels in a block.
@@ -49,7 +57,8 @@ class Gemm:
     taps: tuple[tuple[int, int], ...]
     run: int
     element: Kind
-    half: bool
+    storage: WeightStorage
+    scaled: bool
     channels: int
     epilogue: Epilogue
     vectors: int
@@ -62,14 +71,30 @@ class Gemm:
         return -(-self.run // 4)
 
     @property
-    def weight_bytes(self) -> int:
-        """Of a lane."""
-        return 2 if self.half else 4
+    def tap_bytes(self) -> int:
+        """Bytes of the weights of a lane for one tap."""
+        steps = self.steps + self.steps % self.shared
+        return LANE_BYTES[self.storage] * steps + (4 if self.scaled else 0)
+
+    @property
+    def shared(self) -> int:
+        """Steps that share a register of weights."""
+        return 2 if self.storage == "s4" else 1
 
     @property
     def depth(self) -> int:
         """Loads of 32 bits of input for one output pixel."""
-        return self.steps * math.prod(n for n, _ in self.taps)
+        return self.steps * self.window
+
+    @property
+    def window(self) -> int:
+        """Taps in all."""
+        return math.prod(n for n, _ in self.taps)
+
+    @property
+    def lane_bytes(self) -> int:
+        """Bytes of the weights of a lane for one output pixel."""
+        return self.tap_bytes * self.window
 
     @property
     def blocks(self) -> list[Block]:
@@ -129,7 +154,7 @@ class _Emitter:
         source, *rest = tensors
         first = c.times(index, g.vectors * self.isa.lanes)
         lane = c.b.add(first, c.times(group, g.padded_channels))
-        weights = c.at(self.weights, c.times(lane, g.weight_bytes * g.depth))
+        weights = c.at(self.weights, c.times(lane, g.lane_bytes))
         params = c.at(self.params, c.times(lane, 4 * g.epilogue.params))
         at = moved(c, rest, first, [e.step for e in g.epilogue.elements])
         pixels = [(r, s) for r in range(g.height.tile) for s in range(g.width.tile)]
@@ -139,34 +164,46 @@ class _Emitter:
             moves = [r * down + s * right for down, right in zip(g.height.moves[1:], g.width.moves[1:], strict=True)]
             store.block(row, [c.at(p, move) for p, move in zip(at, moves, strict=True)], block)
 
-    def _weights(self, at: Value) -> Value:
-        """A register of weights."""
-        if not self.g.half:
-            return self.c.load(at, vector(I32, self.isa.lanes))
-        return self.c.b.fpext(self.c.load(at, vector(F16, self.isa.lanes)), vector(F32, self.isa.lanes))
+    def _weights(self, at: Value, vectors: int, steps: int) -> Iterator[list[Value]]:
+        """The registers of weights for each of ``steps`` steps."""
+        g, c, lanes = self.g, self.c, self.isa.lanes
+        register = lanes * LANE_BYTES[g.storage] * g.shared
+        for first in range(0, steps, g.shared):
+            places = [c.at(at, register * (first // g.shared * vectors + v)) for v in range(vectors)]
+            if g.storage == "f16":
+                yield [c.b.fpext(c.load(p, vector(F16, lanes)), vector(F32, lanes)) for p in places]
+                continue
+            held = [c.load(p, vector(I32, lanes)) for p in places]
+            if g.storage == "full":
+                yield held
+                continue
+            high = splat(HIGH, I32, lanes)
+            yield [c.b.and_(c.b.shl(w, splat(4, I32, lanes)), high) for w in held]
+            if first + 1 < steps:
+                yield [c.b.and_(w, high) for w in held]
 
     def _sums(self, source: Value, weights: Value, pixels: list[tuple[int, int]], vectors: int) -> list[list[Value]]:
         g, c = self.g, self.c
         lanes, start = self.isa.lanes, zeros(self.isa, g.element)
         sums = [[c.variable(start.type, start) for _ in range(vectors)] for _ in pixels]
+        whole = zeros(self.isa, "f32")
+        scaled = [[c.variable(whole.type, whole) for _ in range(vectors)] for _ in pixels] if g.scaled else sums
         shifts = [r * g.height.moves[0] + s * g.width.moves[0] for r, s in pixels]
-        register = self.isa.lanes * g.weight_bytes
-        stride = vectors * register
+        step_bytes = vectors * lanes * LANE_BYTES[g.storage]
         dot = self.isa.dot_of(g.element)
 
-        def steps(places: Sequence[tuple[Value, Value]]) -> None:
+        def add(a: Value, w: Value, steps: int) -> None:
             totals = [[c.b.load(slot) for slot in row] for row in sums]
-            for a, w in places:
-                b = [self._weights(c.at(w, v * register)) for v in range(vectors)]
+            for k, b in enumerate(self._weights(w, vectors, steps)):
                 for shift, row in zip(shifts, totals, strict=True):
-                    broadcast = c.repeat(c.load(c.at(a, shift), I32), lanes)
+                    broadcast = c.repeat(c.load(c.at(a, 4 * k + shift), I32), lanes)
                     row[:] = [dot(c, total, broadcast, b[v]) for v, total in enumerate(row)]
             for row, totals_of_row in zip(sums, totals, strict=True):
                 for slot, total in zip(row, totals_of_row, strict=True):
                     c.b.store(total, slot)
 
         with ExitStack() as loops:
-            a, w, inner = source, weights, g.depth * stride
+            a, w, inner = source, weights, g.lane_bytes * vectors * lanes
             for taps, move in g.taps:
                 inner //= taps
                 if taps > 1:
@@ -175,8 +212,20 @@ class _Emitter:
             even = 0 if g.steps <= UNROLLED else g.steps - g.steps % 2
             if even:
                 with c.loop(0, even, 2) as k:
-                    ak, wk = c.at(a, c.times(k, 4)), c.at(w, c.times(k, stride))
-                    steps([(ak, wk), (c.at(ak, 4), c.at(wk, stride))])
+                    add(c.at(a, c.times(k, 4)), c.at(w, c.times(k, step_bytes)), 2)
             if even < g.steps:
-                steps([(c.at(a, 4 * k), c.at(w, k * stride)) for k in range(even, g.steps)])
-        return [[c.b.load(slot) for slot in row] for row in sums]
+                add(c.at(a, 4 * even), c.at(w, even * step_bytes), g.steps - even)
+            if g.scaled:
+                self._scale(sums, scaled, c.at(w, (g.tap_bytes - 4) * vectors * lanes))
+        return [[c.b.load(slot) for slot in row] for row in scaled]
+
+    def _scale(self, sums: list[list[Value]], scaled: list[list[Value]], at: Value) -> None:
+        """Add the sums times the scales at ``at`` to the fp32 sums, and begin them again."""
+        c, lanes = self.c, self.isa.lanes
+        kind = vector(F32, lanes)
+        scales = [c.load(c.at(at, 4 * lanes * v), kind) for v in range(len(sums[0]))]
+        for row, totals in zip(sums, scaled, strict=True):
+            for slot, total, scale in zip(row, totals, scales, strict=True):
+                value = c.b.sitofp(c.b.load(slot), kind)
+                c.b.store(c.intrinsic(f"llvm.fma.v{lanes}f32", kind, (value, scale, c.b.load(total))), total)
+                c.b.store(zeros(self.isa), slot)

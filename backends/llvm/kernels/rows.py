@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -20,7 +21,7 @@ from .epilogue import Epilogue, Store
 from .held_row import PARTS, HeldRow
 from .operands import Element, OperandLoader, scalar_param
 
-RowOperation = Literal["norm", "softmax", "range"]
+RowOperation = Literal["norm", "softmax", "range", "extremes"]
 
 SMALLEST = -87.0  # exp() of less is no normal number
 LOWEST = -3.4028234663852886e38  # of fp32: masks hold it, and a row of it alone is uniform
@@ -31,13 +32,14 @@ class Rows:
     """The tensors of an axis are output, operands of the output, operands of the input.
 
     Attributes:
-        kind: what is computed of a row. A range is three numbers: 1 / scale, zero point and scale.
+        kind: what is computed of a row. A range is three numbers: 1 / scale, zero point and scale. Extremes are two:
+            the largest and the least element, zero included.
         outer: all axes but the innermost.
         size: of the innermost axis. A softmax reads it at run time: only its next power of two is in the code.
         epsilon: what is added to a variance; the least sum of a softmax.
         source: what a row holds.
         inputs: how its operands lie along the row.
-        epilogue: what is stored; its sum is the normalized value. A range is stored as it is.
+        epilogue: what is stored; its sum is the normalized value. Ranges and extremes are stored as they are.
     """
 
     kind: RowOperation
@@ -104,8 +106,8 @@ class _Emitter:
         with c.loop(c.low, c.high) as item:
             at, _ = tiles.locate(item, self.tensors)
             own, inputs = at[: 1 + len(r.epilogue.operands)], at[1 + len(r.epilogue.operands) :]
-            if r.kind == "range":
-                self._range(inputs, own[0])
+            if r.kind in ("range", "extremes"):
+                (self._range if r.kind == "range" else self._extremes)(inputs, own[0])
             else:
                 (self._norm if r.kind == "norm" else self._softmax)(inputs)
                 self._store(own)
@@ -114,20 +116,33 @@ class _Emitter:
     def _range(self, inputs: list[Value], target: Value) -> None:
         """Affine parameters of 8 bits for the range of a row, which includes zero. The scale of no range is NaN."""
         m, c = self.m, self.c
+        high, low, poison = self._bounds(inputs)
+        scale = m.mul(m.sub(high, low), m.const(1.0 / 255))
+        usable = c.b.fcmp_ordered(">", scale, m.const(SMALLEST_SCALE))
+        scale = c.b.select(usable, scale, m.const(1.0))
+        factor = m.div(m.const(1.0), scale)
+        zero = m.min(m.rint(m.mul(m.sub(m.const(0.0), low), factor)), m.const(255.0))
+        self._store_scalars((factor, zero, m.add(scale, poison)), target)
+
+    def _extremes(self, inputs: list[Value], target: Value) -> None:
+        """The bounds of a row; NaN if one of its elements is not finite."""
+        high, low, poison = self._bounds(inputs)
+        self._store_scalars((self.m.add(high, poison), self.m.add(low, poison)), target)
+
+    def _store_scalars(self, values: Sequence[Value], target: Value) -> None:
+        for place, value in enumerate(values):
+            self.c.store(self.c.b.extract_element(value, ir.Constant(I32, 0)), self.c.at(target, 4 * place))
+
+    def _bounds(self, inputs: list[Value]) -> tuple[Value, Value, Value]:
+        """The largest and the least element of a row and zero; and zero, or NaN if an element is not finite."""
+        m = self.m
         high = self.row.reduced("max", 0.0, partial(self._read, inputs), 0.0)
         low = self.row.reduced("min", 0.0, lambda piece, part, _: self.row.held(piece, part), 0.0)
 
         def unlike_itself(piece: Value, part: int, valid: Value | int) -> Value:
             return m.sub(self.row.held(piece, part), self.row.held(piece, part))
 
-        poison = self.row.reduced("add", 0.0, unlike_itself, 0.0)
-        scale = m.mul(m.sub(high, low), m.const(1.0 / 255))
-        usable = c.b.fcmp_ordered(">", scale, m.const(SMALLEST_SCALE))
-        scale = c.b.select(usable, scale, m.const(1.0))
-        factor = m.div(m.const(1.0), scale)
-        zero = m.min(m.rint(m.mul(m.sub(m.const(0.0), low), factor)), m.const(255.0))
-        for place, value in enumerate((factor, zero, m.add(scale, poison))):
-            c.store(c.b.extract_element(value, ir.Constant(I32, 0)), c.at(target, 4 * place))
+        return high, low, self.row.reduced("add", 0.0, unlike_itself, 0.0)
 
     def _norm(self, inputs: list[Value]) -> None:
         """(x - mean) / sqrt(variance + epsilon)."""

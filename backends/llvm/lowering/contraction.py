@@ -14,7 +14,7 @@ from ..kernels.axes import Axis, freed, merged
 from ..kernels.blocks import Block
 from ..kernels.depthwise import Depthwise
 from ..kernels.epilogue import Epilogue
-from ..kernels.gemm import Gemm
+from ..kernels.gemm import Gemm, WeightStorage
 from ..kernels.operands import BYTES
 from .steps import Made, Step, scalars
 from .terms import Expression
@@ -43,6 +43,8 @@ class ContractionStep(Step):
         weight: integers, or fp32 or fp16 for a source of fp32: [O, C / groups, window...].
         windows: by spatial axis.
         groups: of channels.
+        scales: fp32 [O, blocks], of blocks of input channels; sums are fp32 then. Only for windows of one pixel.
+        four_bits: the integers are multiples of 16, and signed.
         store: holds the packed weight.
         any_rows: other calls will have other numbers of rows.
     """
@@ -51,6 +53,8 @@ class ContractionStep(Step):
     weight: Tensor = field(kw_only=True)
     windows: tuple[Window, ...] = field(kw_only=True)
     groups: int = field(kw_only=True, default=1)
+    scales: Tensor | None = field(kw_only=True, default=None)
+    four_bits: bool = field(kw_only=True, default=False)
     store: WeightStore = field(kw_only=True)
     any_rows: bool = field(kw_only=True, default=False)
 
@@ -112,16 +116,19 @@ class ContractionStep(Step):
         if groups > 1:
             steps = (size * inputs, *(e.step * outputs for e in epilogue.elements))
             outer = [Axis(groups, steps), *outer]
+        if self.scales is not None:
+            run //= self.scales.shape[1]
+            taps = [(self.scales.shape[1], run)]
         loops = tuple(t for t in taps if t[0] > 1)
         height, width = axes[-2:]
-        half = self.weight.dtype == torch.float16
+        storage: WeightStorage = "s4" if self.four_bits else "f16" if self.weight.dtype == torch.float16 else "full"
         draft = Gemm(
-            freed(outer), (0,) * (groups > 1), height.freed, width.freed, loops, run, element, half, outputs,
-            epilogue, 1, False, isa,
+            freed(outer), (0,) * (groups > 1), height.freed, width.freed, loops, run, element, storage,
+            self.scales is not None, outputs, epilogue, 1, False, isa,
         )  # fmt: skip
         gemm = choose_tile(draft, self.any_rows)
-        layout = ("gemm", gemm.element, gemm.depth, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
-        weights = self.store.packed(self.weight, layout, lambda: _packed(gemm, self.weight, groups))
+        layout = ("gemm", element, storage, gemm.window, gemm.steps, tuple(gemm.blocks), epilogue.together, isa.name)
+        weights = self.store.packed(self.weight, layout, lambda: _packed(gemm, self.weight, groups, self.scales))
         params = _by_block(gemm.blocks, epilogue, expression.channel_params, groups, isa)
         return Made(gemm, (self._first_tap, self.target, *_expanded(expression, self.target), weights, params,
                            scalars(expression)))  # fmt: skip
@@ -170,17 +177,24 @@ def _lanes(epilogue: Epilogue, blocks: list[Block], isa: Isa) -> list[list[int]]
     return found
 
 
-def _packed(gemm: Gemm, weight: Tensor, groups: int) -> Tensor:
-    """Weights as the kernel reads them: [group][block][depth][lane][32 bits]."""
-    outputs, inputs = weight.shape[:2]
+def _packed(gemm: Gemm, weight: Tensor, groups: int, scales: Tensor | None) -> Tensor:
+    """Weights as the kernel reads them: uint8 [group][block][tap][step][lane][bytes]. Scales are a last step."""
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     each = 4 // BYTES[gemm.element]
-    rows = weight.reshape(groups, outputs // groups, inputs, -1).transpose(2, 3)
-    taps = gemm.depth // gemm.steps
-    rows = rows.reshape(groups, outputs // groups, taps, -1).to(torch.float16 if gemm.half else WEIGHTS[gemm.element])
-    rows = torch.nn.functional.pad(rows, (0, gemm.steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
-    rows = rows.reshape(groups, outputs // groups + 1, gemm.depth, each)
+    rows = weight.reshape(groups, outputs, inputs, -1).transpose(2, 3).reshape(groups, outputs, gemm.window, -1)
+    rows = rows.to(torch.float16 if gemm.storage == "f16" else WEIGHTS[gemm.element])
+    steps = gemm.steps + gemm.steps % gemm.shared
+    rows = torch.nn.functional.pad(rows, (0, steps * each - rows.shape[-1], 0, 0, 0, 1))  # a last row of zeros
+    units = rows.contiguous().view(torch.uint8).unflatten(3, (steps, -1))
+    if gemm.storage == "s4":
+        first, second = units.unflatten(3, (-1, 2)).unbind(4)
+        units = (first >> 4) | second
+    if scales is not None:
+        padded = torch.nn.functional.pad(scales.float(), (0, 0, 0, 1)).contiguous()
+        units = torch.cat([units, padded.view(torch.uint8).view(1, outputs + 1, gemm.window, 1, 4)], 3)
     parts = [
-        rows[:, lanes].transpose(1, 2).reshape(groups, -1) for lanes in _lanes(gemm.epilogue, gemm.blocks, gemm.isa)
+        units[:, lanes].permute(0, 2, 3, 1, 4).reshape(groups, -1)
+        for lanes in _lanes(gemm.epilogue, gemm.blocks, gemm.isa)
     ]
     return torch.cat(parts, 1).contiguous()
 

@@ -81,8 +81,7 @@ def row_kind(weight: RoundedWeight) -> RowKind:
     """What the rows of a weight are packed to: 4 bits where its integers fit them."""
     if not isinstance(weight, IntegerWeight):
         return "f16" if weight.dtype == torch.float16 else "f32"
-    fits = int(weight.integers.min()) >= -8 and int(weight.integers.max()) <= 7
-    return "s4" if fits else "s8"
+    return "s4" if weight.fits_four_bits else "s8"
 
 
 def row_bytes(rows: RowKind, size: int) -> int:

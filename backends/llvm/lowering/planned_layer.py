@@ -12,9 +12,11 @@ from torch.nn.utils.rnn import PackedSequence
 from ...base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...base.dynamic_spec import DynamicSpec
 from ...base.program import FrozenProgram
+from ...base.weights import IntegerWeight
 from ..codegen.isa import Isa
 from .programs import PlannedProgram
 from .results import PaddedReference
+from .row_products import is_four_bits
 from .weights import WeightStore
 
 KINDS = {torch.int8: "int8 products, a scale per row", torch.float16: "products with fp16 weights"}
@@ -44,9 +46,8 @@ class PlannedLayer(DynamicLayer):
     """
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
-        half = spec.dtype == torch.int8 and any(isinstance(w, Tensor) for w in spec.weights.values())
-        more = ", fp16 weights of the input" * half + ", relu" * spec.relu
-        super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{more}")
+        super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{_details(spec)}")
+        self.weight_bytes -= sum(w.integers.numel() // 2 for w in _integers(spec) if is_four_bits(w))
         self._isa = isa
         self._reference = [ReferenceLayer(spec)]  # in a list: not a submodule
         self.spec = self._reference[0].spec
@@ -75,6 +76,23 @@ class PlannedLayer(DynamicLayer):
 
     def unpacked(self, name: str) -> Tensor | None:
         return self._reference[0].unpacked(name)
+
+
+def _integers(spec: DynamicSpec) -> list[IntegerWeight]:
+    return [w for w in spec.weights.values() if isinstance(w, IntegerWeight)]
+
+
+def _details(spec: DynamicSpec) -> str:
+    """What the name of a kernel says of its weights and its output."""
+    integers = _integers(spec)
+    groups = sorted({w.integers[0].numel() // w.blocks for w in integers if w.blocks > 1})
+    parts = {
+        "fp16 weights of the input": bool(integers) and len(integers) < len(spec.weights),
+        "4-bit weights": any(map(is_four_bits, integers)),
+        f"a scale per {' or '.join(map(str, groups))} weights": bool(groups),
+        "relu": spec.relu,
+    }
+    return "".join(f", {text}" for text, holds in parts.items() if holds)
 
 
 class PlannedRecurrent(PlannedLayer):

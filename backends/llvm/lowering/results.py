@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...base.dynamic_layer import ReferenceLayer
 from ...base.dynamic_spec import DynamicSpec
+from ...base.windows import padding_of
 from .gather import has_equal_bags
 
 
@@ -44,7 +45,7 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
         _check(value, "in_features", layer.in_features)
         return value.new_zeros(*value.shape[:-1], layer.out_features)
     if hasattr(layer, "kernel_size"):
-        return _empty_pixels(layer, value)
+        return _empty_image(layer, value)
     deep = hasattr(layer, "num_layers")
     if not hasattr(layer, "input_size") or value.dim() != 2 + deep:
         return None
@@ -64,11 +65,16 @@ def empty_result(spec: DynamicSpec, *given: Any) -> Any:
     return (value.new_zeros(*value.shape[:-1], channels * directions), last) if deep else last
 
 
-def _empty_pixels(conv: Any, value: Tensor) -> Tensor | None:
-    """The result of a convolution with windows of one pixel; None: torch does not accept its input."""
+def _empty_image(conv: Any, value: Tensor) -> Tensor | None:
+    """The result of a convolution; None: torch does not accept its input."""
     if value.dim() != len(conv.stride) + 2 or value.shape[1] != conv.in_channels:
         return None
-    sizes = (-(-n // stride) for n, stride in zip(value.shape[2:], conv.stride, strict=True))
+    windows = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    padding = windows if conv.padding == "same" else [2 * p for p in padding_of(conv)]
+    spans = (n + p - w for n, p, w in zip(value.shape[2:], padding, windows, strict=True))
+    sizes = [(span - 1) // stride + 1 for span, stride in zip(spans, conv.stride, strict=True)]
+    if min(sizes) < 1:
+        return None
     return value.new_zeros(value.shape[0], conv.out_channels, *sizes)
 
 

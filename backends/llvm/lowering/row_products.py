@@ -26,14 +26,19 @@ class Matrix:
     """The weight of a layer: integers without their zero point and a scale for each output, or floats and ones.
 
     Attributes:
-        sums: of each row of integers; fp64, as the scales are.
+        scales: of the sums of the kernel, for each output: fp64. Ones if blocks of inputs have scales.
+        sums: of the weights of each output, in steps of ``scales``: fp64.
         wide: whether a zero point makes integers of 9 bits.
+        four_bits: whether the integers, multiples of 16 then, are stored in 4 bits.
+        blocks: the scale of each block of inputs, fp32 [outputs, blocks], or None.
     """
 
     weight: Tensor
     scales: Tensor
     sums: Tensor
     wide: bool = False
+    four_bits: bool = False
+    blocks: Tensor | None = None
 
     @staticmethod
     def of(builder: Builder, spec: DynamicSpec, name: str) -> Matrix:
@@ -47,10 +52,29 @@ class Matrix:
         if not isinstance(known, IntegerWeight):
             ones = torch.ones(known.shape[0], dtype=torch.double)
             return Matrix(known.flatten(1), ones, ones)
-        shifted = known.integers.flatten(1).short() - known.zero_point.reshape(-1, 1).short()
-        wide = bool(shifted.min() < -128) or bool(shifted.max() > 127)
-        scales = known.scale.double().expand(shifted.shape[0])
-        return Matrix(shifted, scales, shifted.sum(1, dtype=torch.int64).double(), wide)
+        shifted = known.integers.flatten(1).short()
+        if known.blocks == 1:  # else symmetric
+            shifted = shifted - known.zero_point.reshape(-1, 1).short()
+        low, high = (int(bound) for bound in shifted.aminmax())
+        wide, four_bits = low < -128 or high > 127, is_four_bits(known)
+        factor = 16 if four_bits else 1
+        scales = known.scale.double() / factor
+        shifted = shifted * factor
+        if known.blocks == 1:
+            sums = shifted.sum(1, dtype=torch.int64).double()
+            return Matrix(shifted, scales.expand(len(shifted)), sums, wide, four_bits)
+        sums = (shifted.unflatten(1, (known.blocks, -1)).sum(2, dtype=torch.int64) * scales).sum(1)
+        return Matrix(shifted, torch.ones_like(sums), sums, wide, four_bits, scales.float())
+
+    def step(self, builder: Builder, node: fx.Node, form: Form, source: Value, target: Value) -> Step:
+        """The product with the channels of ``source``, as :func:`pointwise_step`."""
+        stored = {"scales": self.blocks, "four_bits": self.four_bits}
+        return pointwise_step(builder, node, self.weight, form, source, target, **stored)
+
+
+def is_four_bits(weight: RoundedWeight) -> bool:
+    """Whether a matrix is stored in 4 bits."""
+    return isinstance(weight, IntegerWeight) and weight.fits_four_bits and not weight.zero_point.any()
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,7 @@ class RowOperand:
         """The step that computes ``form`` over the sums."""
         first = channels_first(len(self.value.shape))
         own = form.with_values(lambda v: v.expanded(target.shape).permuted(first))
-        return [pointwise_step(builder, node, matrix.weight, own, self.value.permuted(first), target.permuted(first))]
+        return [matrix.step(builder, node, own, self.value.permuted(first), target.permuted(first))]
 
 
 def channels_first(axes: int) -> tuple[int, ...]:
@@ -81,18 +105,19 @@ def channels_first(axes: int) -> tuple[int, ...]:
 
 
 def pointwise_step(
-    builder: Builder, node: fx.Node, weight: Tensor, form: Form, source: Value, target: Value
+    builder: Builder, node: fx.Node, weight: Tensor, form: Form, source: Value, target: Value, **stored: Any
 ) -> ContractionStep:
     """A product with the channels of each place; they are axis 1 of source and target.
 
     Args:
         weight: [outputs, inputs], which the store of the builder keeps.
+        stored: how, as :class:`ContractionStep` says.
     """
     axes = len(source.shape)
     taps = builder.store.read((id(weight), axes), lambda: weight.reshape(*weight.shape, *[1] * (axes - 2)))
     windows = (Window(1),) * (axes - 2)
     return ContractionStep(node, form, target, source=source, weight=taps, windows=windows, store=builder.store,
-                           any_rows=True)  # fmt: skip
+                           any_rows=True, **stored)  # fmt: skip
 
 
 def row_operand(builder: Builder, node: fx.Node, value: Value, matrices: Sequence[Matrix]) -> RowOperand:

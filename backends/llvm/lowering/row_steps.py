@@ -21,7 +21,8 @@ class RowStep(Step):
     """Works on the last axis; the sum of its form is the normalized value.
 
     Attributes:
-        operation: what is computed of a row. The target of a range has three numbers for each row.
+        operation: what is computed of a row. Their target has three numbers for each row for a range,
+            two for extremes.
         source: what a row holds.
         size: of a row.
         epsilon: what is added to a variance; the least sum of a softmax.

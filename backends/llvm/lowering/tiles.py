@@ -73,7 +73,7 @@ def _tilings(gemm: Gemm) -> list[Gemm]:
 
 
 def _ordered(gemm: Gemm) -> Gemm:
-    heavy = gemm.padded_channels * gemm.depth * gemm.weight_bytes > RESIDENT
+    heavy = gemm.padded_channels * gemm.lane_bytes > RESIDENT
     few = count(gemm.axes) < 2 * TEAM
     return replace(gemm, blocks_first=len(gemm.blocks) > 1 and (heavy or few))
 

@@ -22,6 +22,6 @@ RECURRENT = {
     **dict.fromkeys(("lstm", "gru", "rnn"), recurrent.recurrent),
     **dict.fromkeys(("lstmcell", "grucell", "rnncell"), recurrent.cell),
 }
-POINTWISE = dict.fromkeys(("conv1d", "conv2d", "conv3d"), dynamic.pointwise_convolution)
+CONVOLUTIONS = dict.fromkeys(("conv1d", "conv2d", "conv3d"), dynamic.convolution)
 EMBEDDINGS = {"embedding": embedding.embedding, "embedding_bag": embedding.embedding_bag}
-DYNAMIC = {"linear": dynamic.linear, **POINTWISE, **RECURRENT, **EMBEDDINGS}
+DYNAMIC = {"linear": dynamic.linear, **CONVOLUTIONS, **RECURRENT, **EMBEDDINGS}

@@ -28,17 +28,7 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
     axes = weight.dim() - 2
     if len(operands.value.shape) != axes + 2:
         return False
-    strides, dilations = (each(builder.param(node, name, 1), axes) for name in ("stride", "dilation"))
-    paddings = builder.param(node, "padding", 0)
-    sizes = tuple(weight.shape[2:])
-    if paddings == "same":
-        halo = [
-            (total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))
-        ]
-    else:
-        halo = [(p, p) for p in each(0 if paddings == "valid" else paddings, axes)]
-    before = [low for low, _ in halo]
-    windows = tuple(Window(*w) for w in zip(sizes, strides, before, dilations, strict=True))
+    windows, halo = windows_of(builder, node, tuple(weight.shape[2:]))
     groups = int(builder.param(node, "groups", 1))
     source = builder.channels_last(operands.value, node, operands.zero, halo)
 
@@ -49,6 +39,23 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
 
     builder.set(node, operands.form, order=(0, *range(2, axes + 2), 1), draft=draft, per_channel=True)
     return True
+
+
+def windows_of(
+    builder: Builder, node: fx.Node, sizes: tuple[int, ...]
+) -> tuple[tuple[Window, ...], list[tuple[int, int]]]:
+    """The windows of a convolution by axis, and the elements of padding before and after each axis."""
+    axes = len(sizes)
+    strides, dilations = (each(builder.param(node, name, 1), axes) for name in ("stride", "dilation"))
+    paddings = builder.param(node, "padding", 0)
+    if paddings == "same":
+        halo = [
+            (total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))
+        ]
+    else:
+        halo = [(p, p) for p in each(0 if paddings == "valid" else paddings, axes)]
+    before = [low for low, _ in halo]
+    return tuple(Window(*w) for w in zip(sizes, strides, before, dilations, strict=True)), halo
 
 
 def transposed_convolution(builder: Builder, node: fx.Node) -> bool:

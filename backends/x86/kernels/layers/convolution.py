@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ....base.dynamic_spec import DynamicSpec, RoundedWeight
 from ....base.weights import IntegerWeight
-from ....ops.convolution import is_pointwise
+from ....base.windows import is_pointwise
 from .linear import DynamicLinear
 
 

@@ -1,0 +1,87 @@
+"""The input of a convolution that is quantized at run time, with one scale and zero point for each batch index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from .builder import Builder
+from .lazy import bounded, read_form
+from .row_products import Matrix, RowOperand
+from .row_steps import LARGEST, RowStep
+from .steps import ElementwiseStep
+from .storage import Storage
+from .terms import Apply, Form, Total
+from .values import Value
+
+
+def image_operand(
+    builder: Builder, node: fx.Node, value: Value, matrix: Matrix, halo: Sequence[tuple[int, int]]
+) -> RowOperand | None:
+    """``value`` [N, C, spatial...] as a convolution reads it; None if its size does not suit the kernels.
+
+    Args:
+        halo: elements of padding before and after each spatial axis.
+    """
+    if matrix.weight.is_floating_point():
+        return RowOperand(builder.channels_last(value, node, 0, halo))
+    axes = len(value.shape)
+    source = builder.channels_last(value, node, 0)
+    if not source.whole or source.storage.root.halo:
+        source = builder.copied(source, node, (0, *range(2, axes), 1))
+    pixels = source.permuted((0, *range(2, axes), 1)).reshaped((value.shape[0], value.numel // value.shape[0]))
+    ranges = None if pixels is None else _range(builder, node, pixels)
+    if ranges is None:
+        return None
+
+    def number(place: int) -> Form:
+        part = ranges.narrowed(1, place, 1)
+        for _ in range(axes - 2):
+            part = part.with_one(2)
+        return read_form(part)
+
+    factor, zero, scale = (number(i) for i in range(3))
+    steps = Form.of(Apply("mul", (read_form(source), factor))).plus(zero)
+    integers = _padded(builder, node, bounded(steps, 0.0, 255.0), zero, source, "s16" if matrix.wide else "u8", halo)
+    return RowOperand(integers, zero, scale)
+
+
+def _range(builder: Builder, node: fx.Node, rows: Value) -> Value | None:
+    """The range of each row [N, elements]: fp32 [N, 3]. Long rows are cut into parts, whose extremes are found first."""
+    while rows.shape[1] > LARGEST:
+        count, size = rows.shape
+        part = next((n for n in range(LARGEST, LARGEST // 16, -1) if size % n == 0), None)
+        parts = None if part is None else rows.reshaped((count, size // part, part))
+        if part is None or parts is None:
+            return None
+        found = Value.of(Storage("f32", (count, size // part, 2), (0, 1, 2), dense=True))
+        builder.add(RowStep(node, Form.of(Total()), found, operation="extremes", source=read_form(parts), size=part))
+        merged = found.reshaped((count, 2 * (size // part)))
+        assert merged is not None  # it is dense
+        rows = merged
+    ranges = Value.of(Storage("f32", (rows.shape[0], 3), (0, 1), dense=True))
+    builder.add(
+        RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(rows), size=rows.shape[1])
+    )
+    return ranges
+
+
+def _padded(
+    builder: Builder, node: fx.Node, form: Form, zero: Form, like: Value, element: Any, halo: Sequence[tuple[int, int]]
+) -> Value:
+    """Memory for ``form``, with padding that holds ``zero``, which only the run tells."""
+    axes = len(like.shape)
+    spatial = (low + n + high for n, (low, high) in zip(like.shape[2:], halo, strict=True))
+    storage = Storage(element, (*like.shape[:2], *spatial), (0, *range(2, axes), 1), dense=True)
+    inner = Value.of(storage)
+    for axis, (low, high) in enumerate(halo, 2):
+        size = like.shape[axis]
+        for start, length in ((0, low), (low + size, high)):
+            side = inner.narrowed(axis, start, length)
+            own = zero.with_values(lambda v: v.expanded(side.shape))  # noqa: B023
+            builder.add(ElementwiseStep(node, own, side))
+        inner = inner.narrowed(axis, low, size)
+    builder.add(ElementwiseStep(node, form, inner))
+    return inner
