@@ -67,8 +67,9 @@ class ReferenceLayer(DynamicLayer):
     """A specification run in plain torch ops. This is how the frozen program holds a dynamic layer.
 
     Int8 weights: the input of a linear layer is rounded with a scale and a zero point for each row, that of a
-    convolution for each pixel (windows of one pixel) or batch index, that of other layers with one for all. Kernels may round it otherwise: x86 takes one
-    range for all rows, llvm takes one for each row of a recurrent layer and of its states.
+    convolution for each pixel (windows of one pixel) or batch index, that of other layers with one for all. Kernels may
+    round it otherwise: x86 takes one range for all rows, llvm takes one for each row of a recurrent layer and of its
+    states.
     """
 
     def __init__(self, spec: DynamicSpec) -> None:

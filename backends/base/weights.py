@@ -46,7 +46,9 @@ class IntegerWeight:
     def fingerprint(self) -> int:
         """Equal for equal weights, in this process."""
         parts = (self.integers, self.scale, self.zero_point)
-        return hash((tuple(self.integers.shape), self.axis, self.blocks, *(t.contiguous().numpy().tobytes() for t in parts)))
+        return hash(
+            (tuple(self.integers.shape), self.axis, self.blocks, *(t.contiguous().numpy().tobytes() for t in parts))
+        )
 
     def dequantized(self) -> Tensor:
         """The fp32 values of the integers; weights of images are in channels_last."""

@@ -113,7 +113,9 @@ class QuantConfig:
         self._check_group_size()
         seconds = self.rounding_seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-            raise ConfigError(f"QuantConfig.rounding_seconds is {shown(seconds)}; it must be a positive number of seconds.")
+            raise ConfigError(
+                f"QuantConfig.rounding_seconds is {shown(seconds)}; it must be a positive number of seconds."
+            )
         self._check_overrides()
 
     def _check_group_size(self) -> None:
@@ -130,13 +132,16 @@ class QuantConfig:
             raise ConfigError(f"QuantConfig.overrides must be a dict, got {type(self.overrides).__name__}.")
         for key, value in self.overrides.items():
             if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
-                raise ConfigError(f"Override key {shown(key)}: expected a module path, an op name or an nn.Module class.")
+                raise ConfigError(
+                    f"Override key {shown(key)}: expected a module path, an op name or an nn.Module class."
+                )
             if value is None or (isinstance(value, str) and value in DYNAMIC_DTYPES):
                 continue
             if not isinstance(value, QuantConfig):
                 names = " or ".join(map(repr, DYNAMIC_DTYPES))
                 raise ConfigError(
-                    f"Override of {key!r} is {shown(value)}: expected a QuantConfig, {names}, or None to leave it in fp32."
+                    f"Override of {key!r} is {shown(value)}: expected a QuantConfig, {names}, or None, which leaves it "
+                    "in fp32."
                 )
             for name in _WHOLE_MODEL:
                 if getattr(value, name) != getattr(type(self), name):

@@ -12,6 +12,7 @@ from ...passes.runner import PassRunner, Probe
 from ..capture.capture import Leaf
 from ..core.config import QuantConfig
 from ..core.errors import ConfigError
+from ..core.messages import shown
 from ..core.overrides import WHOLE, Part
 from ..execution.sample import Batch
 

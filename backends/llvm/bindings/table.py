@@ -16,7 +16,7 @@ from ...ops.embedding import refuse_bag, refuse_changing_table
 BETWEEN = "it computes in fp32 inside"
 
 
-FEW_PRODUCTS = 64  # of each input value: quantizing it costs more than they gain
+FEW_PRODUCTS = 128  # of each input value: quantizing it costs more than they gain
 
 
 def _refuse_window(module: nn.Module) -> str | None:

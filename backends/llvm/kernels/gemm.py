@@ -39,10 +39,9 @@ class Gemm:
         taps: nested loops over the window: (count, bytes from one to the next in the input).
         run: contiguous input bytes at each tap.
         element: what the input is.
-        storage: of weights. "f16" is for an input of fp32. "s4": integers are multiples of 16, whose lower four bits are
-            not stored; two steps share a register.
-        scaled: sums of each index of the only loop in ``taps`` are multiplied by a scale, which is stored after the
-            weights. The sums are fp32 then.
+        storage: of weights. "f16" is for an input of fp32. "s4": integers are multiples of 16, whose lower four bits
+            are not stored; two steps share a register.
+        scaled: the sum of each tap is multiplied by a scale, which is stored after its weights. Sums are fp32 then.
         channels: output channels of a group.
         epilogue: what is stored.
         vectors: registers of channels in a block.

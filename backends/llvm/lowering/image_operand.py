@@ -49,7 +49,7 @@ def image_operand(
 
 
 def _range(builder: Builder, node: fx.Node, rows: Value) -> Value | None:
-    """The range of each row [N, elements]: fp32 [N, 3]. Long rows are cut into parts, whose extremes are found first."""
+    """The range of each row [N, elements]: fp32 [N, 3]. A long row is cut into parts, whose extremes come first."""
     while rows.shape[1] > LARGEST:
         count, size = rows.shape
         part = next((n for n in range(LARGEST, LARGEST // 16, -1) if size % n == 0), None)
@@ -62,9 +62,7 @@ def _range(builder: Builder, node: fx.Node, rows: Value) -> Value | None:
         assert merged is not None  # it is dense
         rows = merged
     ranges = Value.of(Storage("f32", (rows.shape[0], 3), (0, 1), dense=True))
-    builder.add(
-        RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(rows), size=rows.shape[1])
-    )
+    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(rows), size=rows.shape[1]))
     return ranges
 
 

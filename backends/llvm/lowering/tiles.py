@@ -33,14 +33,19 @@ def choose_tile(gemm: Gemm, any_rows: bool = False) -> Gemm:
     return min(found, key=_cycles)
 
 
-def _most_rows(vectors: int, isa: Isa) -> int:
-    """Rows of a tile whose sums fit the registers, beside a row of weights and one input."""
-    return (isa.registers - 1 - vectors) // vectors
+def _most_rows(vectors: int, isa: Isa, unpacked: bool = False) -> int:
+    """Rows of a tile whose sums fit the registers, beside a row of weights and one input.
+
+    Args:
+        unpacked: weights are unpacked, which takes a mask and another row of registers.
+    """
+    taken = 1 + vectors + (vectors + 1 if unpacked else 0)
+    return max(1, (isa.registers - taken) // vectors)
 
 
 def _is_common(gemm: Gemm) -> bool:
     """Whether the tile has one of the two largest numbers of rows that fit, of a few."""
-    most = min(_most_rows(gemm.vectors, gemm.isa), gemm.width.size)
+    most = min(_most_rows(gemm.vectors, gemm.isa, gemm.storage == "s4"), gemm.width.size)
     return gemm.width.tile in [rows for rows in COMMON if rows <= most][-2:]
 
 
@@ -62,7 +67,7 @@ def _tilings(gemm: Gemm) -> list[Gemm]:
     for vectors in WIDTHS:
         if vectors > needed and vectors > 1:
             continue
-        most = _most_rows(vectors, isa)
+        most = _most_rows(vectors, isa, gemm.storage == "s4")
         for columns in range(1, min(gemm.width.size, most) + 1):
             for rows in range(1, min(gemm.height.size, most // columns) + 1):
                 if rows > 1 and columns < gemm.width.size and columns * 2 <= most:

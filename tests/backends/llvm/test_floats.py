@@ -50,6 +50,13 @@ def attend(m: Any, x: Tensor, **options: Any) -> Tensor:
     return m.out(mixed.transpose(1, 2).flatten(2))
 
 
+def shared_keys(m: Any, x: Tensor, heads: int = 2, **options: Any) -> Tensor:
+    """Four heads of queries, and fewer of keys and values."""
+    q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
+    k, v = k[:, :heads], v[:, :heads]
+    return m.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2).flatten(2))
+
+
 def spelled(m: Any, x: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
     weights = torch.softmax(torch.matmul(q, k.transpose(-1, -2)) * 0.25 + m.bias, -1)
@@ -64,6 +71,10 @@ FORWARDS = {
     "mask": lambda m, x: attend(m, x, attn_mask=m.mask),
     "bias": lambda m, x: attend(m, x, attn_mask=m.bias),
     "bias of a layer": lambda m, x: attend(m, x, attn_mask=m.out(m.qkv(x)[..., :64])[..., :7][:, None]),
+    "shared keys": shared_keys,
+    "one key, causal": lambda m, x: shared_keys(m, x, 1, is_causal=True),
+    "shared keys, bias": lambda m, x: shared_keys(m, x, attn_mask=m.bias),
+    "as many keys as queries": lambda m, x: shared_keys(m, x, 4, attn_mask=m.mask),
     "spelled": spelled,
     "computed mask": lambda m, x: attend(m, x, attn_mask=(x.sum(-1) > 0)[:, None, None, :]),
     "two axes": lambda m, x: m.out(m.qkv(x)[..., :64] @ m.matrix),

@@ -71,12 +71,16 @@ def attention(builder: Builder, node: fx.Node) -> bool:
     given = len(infos[0].shape)
     if given < 3 or any(i.dtype != torch.float32 or len(i.shape) != given for i in infos):
         return False
-    if builder.param(node, "dropout_p", 0.0) or builder.param(node, "enable_gqa", False):
-        return False
     scores = (*shape[:-1], infos[1].shape[-2])
-    if scores[-1] > LARGEST or math.prod(scores) > MOST_SCORES:
+    if builder.param(node, "dropout_p", 0.0) or scores[-1] > LARGEST or math.prod(scores) > MOST_SCORES:
         return False
     query, key, value = (builder.float_value(n) for n in node.args[:3])  # type: ignore[arg-type]
+    shared = given > 3 and key.shape[-3] != query.shape[-3]  # heads of queries share one of keys: enable_gqa
+    if shared:
+        if key.shape[-3] != value.shape[-3]:
+            return False
+        key, value = (v.with_one(given - 2) for v in (key, value))
+        query = _split_heads(query, key)
     mask = node.kwargs.get("attn_mask")
     scale = builder.param(node, "scale")
     form = Form.of(Total(), 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale))
@@ -84,8 +88,12 @@ def attention(builder: Builder, node: fx.Node) -> bool:
         form = form.plus(_mask(builder, node, mask))
     if causal:
         form = form.plus(read_form(_shared_mask(builder, scores[-2:], _causal)))
-    keys = key.permuted((*range(given - 2), given - 1, given - 2))
-    order = tuple(range(given))
+    if shared:
+        form = form.with_values(lambda v: _split_heads(v.expanded(scores), key))
+    axes = len(query.shape)
+    scores = (*query.shape[:-1], scores[-1])
+    keys = key.permuted((*range(axes - 2), axes - 1, axes - 2))
+    order = tuple(range(axes))
     product = Lazy(form, scores, node, order, draft=_product(builder, node, query, keys, scores))
     weights = Value.of(Storage("f32", scores, order))
     source = read_form(builder.compute(product, "f32"))
@@ -94,8 +102,27 @@ def attention(builder: Builder, node: fx.Node) -> bool:
     builder.add(softmax)
     # The heads of a token lie side by side, as the projection after an attention reads them.
     joined = (*range(given - 3), given - 2, given - 3, given - 1) if given > 3 else order
-    builder.set(node, Form.of(Total()), order=joined, draft=_product(builder, node, weights, value, shape))
+    draft = _product(builder, node, weights, value, (*scores[:-1], shape[-1]))
+
+    def by_key(form: Form, target: Value) -> list[Step]:
+        own = form.with_values(lambda v: _split_heads(v.expanded(target.shape), key))
+        return draft(own, _split_heads(target, key))
+
+    builder.set(node, Form.of(Total()), order=joined, draft=by_key if shared else draft)
     return True
+
+
+def _split_heads(value: Value, key: Value) -> Value:
+    """[..., heads, length, channels] as [..., heads of keys, heads that share one, length, channels].
+
+    Args:
+        key: has the heads of keys at its fourth axis from the end.
+    """
+    *outer, heads, length, channels = value.shape
+    count = key.shape[-4]
+    split = value.reshaped((*outer, count, heads // count, length, channels))
+    assert split is not None  # an axis can always be split
+    return split
 
 
 def _mask(builder: Builder, node: fx.Node, mask: fx.Node) -> Form:
