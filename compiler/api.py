@@ -73,7 +73,7 @@ def compile(
         config: how to quantize, and what to leave in fp32.
         backend: ``"llvm"``: native code, generated for the model and its shapes. ``"x86"``: the int8 kernels of torch.
             ``"reference"``: plain torch ops, slow. ``"auto"``: llvm, or x86 where ``llvmlite`` is missing or an
-            ``executor`` is asked for. With ``scheme="dynamic"``, llvm takes embeddings and convolutions from x86.
+            ``executor`` is asked for.
         target: the CPU that weights are quantized for; None is this one. Kernels are timed on this one. It makes no
             difference to llvm, whose products do not saturate.
         executor: how x86 runs the lowered graph: ``"eager"`` (straight-line Python), ``"torchscript"`` (traced and

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -63,14 +65,29 @@ def module_path(node: fx.Node) -> str:
     """The path of the module that ``node`` calls, or in whose forward() it is ("" for the root)."""
     if node.op == "call_module":
         return str(node.target)
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(next(reversed(stack.values()))[0]) if stack else ""
+    around = _modules_around(node)
+    return around[-1][0] if around else ""
+
+
+def _modules_around(node: fx.Node) -> list[tuple[str, type | None]]:
+    """Path and class of the modules in whose forward() a node is, outermost first."""
+    stack = (node.meta.get("nn_module_stack") or {}).values()
+    # torch.export has an entry with two equal strings for a node that is in no module.
+    return [(str(path), _class_named(cls)) for path, cls in stack if path != cls]
+
+
+def _class_named(cls: Any) -> type | None:
+    """A class, or the one with this full name, which torch.export writes down."""
+    if isinstance(cls, type):
+        return cls
+    module, _, name = str(cls).rpartition(".")
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else None
 
 
 def node_subject(node: fx.Node, op: str, part: Part = WHOLE) -> Subject:
     """The subject of a node of a graph, which is that of ``part`` of the user's model."""
-    stack = node.meta.get("nn_module_stack") or {}
-    classes = tuple(cls for _, cls in stack.values() if isinstance(cls, type))
+    classes = tuple(cls for _, cls in _modules_around(node) if cls is not None)
     return Subject(op, part.within(module_path(node)), node.name, (*part.classes, *classes))
 
 

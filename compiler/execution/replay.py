@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import fx
 from .rng import SeededNodes
 from .sample import Batch
 from .visitor import Visitor
+
+Form = Callable[[Mapping[fx.Node, Any]], Any]
 
 
 class Replay:
@@ -43,10 +45,20 @@ class Replay:
 
     def with_value(self, node: fx.Node, value: Any) -> Any:
         """The output of the graph if ``node`` had ``value``. Only what depends on ``node`` is computed."""
-        changed = {node: value}
-        self._run.env = ChainMap(changed, self.values)  # type: ignore[assignment]
+        return self.with_forms({node: lambda values: value})
+
+    def with_forms(self, forms: Mapping[fx.Node, Form]) -> Any:
+        """The output of the graph if some nodes were computed by other functions, which are given the values so far.
+
+        Only what depends on these nodes is computed.
+        """
+        changed: dict[fx.Node, Any] = {}
+        env = ChainMap(changed, self.values)
+        self._run.env = env  # type: ignore[assignment]
         with torch.no_grad():
-            for later in self._nodes[self._place[node] + 1 :]:
-                if not changed.keys().isdisjoint(later.all_input_nodes):
-                    changed[later] = self._run.run_node(later)
+            for node in self._nodes[min(self._place[n] for n in forms) :]:
+                if node in forms:
+                    changed[node] = forms[node](env)
+                elif not changed.keys().isdisjoint(node.all_input_nodes):
+                    changed[node] = self._run.run_node(node)
         return changed.get(self._nodes[-1], self.output)

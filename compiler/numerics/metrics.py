@@ -52,8 +52,24 @@ def worst_sqnr(exact: Any, other: Any) -> float:
     return min((decibels(signal, noise) for signal, noise in powers if signal != 0), default=math.inf)
 
 
+def relative_noise(exact: Any, other: Any) -> float:
+    """The power of the difference by that of the signal without its mean, summed over the tensors of an output."""
+    total = 0.0
+    for a, b in zip(tensors_of(exact), tensors_of(other), strict=True):
+        if a.is_floating_point() and a.numel():
+            power = (a - a.mean()).double().square().sum().clamp_min(1e-30)
+            total += float((a - b).double().square().sum() / power)
+    return total
+
+
 def surely_nearer(exact: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> bool:
-    """Whether ``after`` is nearer to ``exact`` than ``before``, by more than one standard error over the items."""
+    """Whether ``after`` is nearer to ``exact`` than ``before``, by more than one standard error over the items.
+
+    Most items must be nearer, and all together, too: a gain in many items may cost much in a few.
+    """
+    noises = [sum(map(relative_noise, exact, other)) for other in (before, after)]
+    if noises[1] >= noises[0]:
+        return False
     was, now = (torch.cat([squares(e, o)[1] for e, o in zip(exact, other, strict=True)]) for other in (before, after))
     gain = (was.clamp_min(1e-30) / now.clamp_min(1e-30)).log()
     error = gain.std() / len(gain) ** 0.5 if len(gain) > 1 else 0.0

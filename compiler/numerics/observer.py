@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ class Observer(nn.Module, Quantized):
         label: name of the value, for messages.
         symmetric: place the zero point in the middle of the integers.
         enabled: False while values only pass through.
+        behind: the max pool after the value, if that is all that reads it: what it drops needs no range. Else None.
         count: number of batches seen.
         low, high: extremes of all values seen.
         channel_high: ``(channels,)``, the largest value of each channel; None if nothing was seen.
@@ -46,6 +47,7 @@ class Observer(nn.Module, Quantized):
         super().__init__()
         self.label, self.symmetric = label, symmetric
         self.enabled = True
+        self.behind: Callable[[Tensor], Tensor] | None = None
         self.count = 0
         self.low, self.high = math.inf, -math.inf
         self.channel_high: Tensor | None = None
@@ -58,7 +60,7 @@ class Observer(nn.Module, Quantized):
             CalibrationError: ``x`` holds NaN or inf.
         """
         if self.enabled and isinstance(x, Tensor) and x.numel():
-            self.observe(x.detach())
+            self.observe(x.detach() if self.behind is None else self.behind(x.detach()))
         return x
 
     def observe(self, x: Tensor) -> None:

@@ -85,7 +85,8 @@ def _check(name: str, value: Tensor, seen: Any) -> None:
     An input that held -inf in calibration (``seen``) is not rounded, and may hold it.
     """
     if value.device.type != "cpu" or value.layout != torch.strided:
-        raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got {value.layout} on '{value.device}'.")
+        kind = str(value.layout).removeprefix("torch.")
+        raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got a {kind} tensor on '{value.device}'.")
     # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
     if value.dtype != torch.float32 or math.isfinite(float(value.sum())) or torch.isfinite(value).all():
         return

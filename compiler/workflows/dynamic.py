@@ -59,7 +59,7 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     """Replace every layer that has a kernel for ``dtype`` in a copy of ``model``, and in its graph.
 
     Raises:
-        ConfigError: what is asked for needs data, or has no kernel.
+        ConfigError: what is asked for needs data, has no kernel, or suits no layer.
         ModelError: there is nothing to quantize.
     """
     check_config(options.config, dtype)
@@ -83,6 +83,9 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     check_answered(options.config, config, *plans)
     if not any(plan.requests for plan in plans):
         raise ModelError(_nothing_to_quantize(plans))
+    remarks = [layer.remark for layer in maker.made]
+    if options.config.group_size and all(remarks):
+        raise ConfigError(f"No layer can have group_size={options.config.group_size}: {remarks[0]}. Leave it out.")
     log.info("dynamic: %d layers replaced; %s", sum(len(p.requests) for p in plans), untraced or "traced")
     report = dynamic_report(model, tree, rest, part, untraced)
     snapshots = traced.runner.snapshots if traced is not None else {}
@@ -100,7 +103,7 @@ def _same_layers(tree: nn.Module, plan: LayerPlan) -> bool:
 def _nothing_to_quantize(plans: list[LayerPlan]) -> str:
     found = {path: reason for plan in plans for path, reason in plan.reasons.items()}
     listed = "\n".join(f"  {path or '(root)'}: {reason}" for path, reason in list(found.items())[:10])
-    return f"The model has nothing to quantize.\n{listed}"
+    return f"The model has nothing to quantize: keep it as it is, or try scheme 'static'.\n{listed}"
 
 
 def check_config(config: QuantConfig, dtype: torch.dtype) -> None:

@@ -8,7 +8,9 @@ Both are divided by the power of the output.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,41 +18,74 @@ from torch import Tensor, fx, nn
 
 from ...backends.ops.units import Unit
 from ...compiler.execution.batches import run_batches
+from ...compiler.execution.replay import Replay
 from ...compiler.execution.sample import Batch
 from ...compiler.execution.visitor import Visitor
+from ...compiler.numerics.metrics import relative_noise
 from ...compiler.numerics.observer import Observer
 from ...compiler.numerics.observers import OBSERVER_CLASSES
 from ...compiler.numerics.quantize import round_trip
 from ..layers.layer_weight import by_channels, output_channels
-from ..layers.weight_grid import LayerWeight, widest_scale
+from ..layers.weight_grid import LayerWeight, quantize_weight, widest_scale
 from .assignment import Assignment
 
 
-def measured_noise(
-    gm: fx.GraphModule,
-    trials: Mapping[fx.Node, Sequence[Tensor]],
-    assignment: Assignment,
-    sample: Sequence[Batch],
-) -> dict[fx.Node, Tensor]:
-    """Noise-to-signal ratio at the output of each layer in ``trials``, for each of its scales per input channel.
+class NoiseMeter:
+    """Measures the noise of layers on the first batch, with ranges from the other batches.
 
-    It is measured on the first batch, with ranges from the other batches, so that values outside the ranges count.
+    So values outside the ranges count.
+
+    Args:
+        trials: for each layer, scales per input channel.
+        sample: batches.
+
+    Attributes:
+        noise: noise-to-signal ratio at the output of each layer, for each of its scales.
     """
-    meter = _Meter(gm, trials, assignment)
-    run_batches(meter.run.call, sample[1:] or sample, "ranges of scaled channels")
-    meter.measuring = True
-    run_batches(meter.run.call, sample[:1], "rounding noise")
-    return meter.noise
 
-
-class _Meter:
-    def __init__(self, gm: fx.GraphModule, trials: Mapping[fx.Node, Sequence[Tensor]], assignment: Assignment) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        trials: Mapping[fx.Node, Sequence[Tensor]],
+        assignment: Assignment,
+        sample: Sequence[Batch],
+    ) -> None:
         self.run = Visitor(gm, self._see)
-        self.trials, self.assignment = trials, assignment
+        self.gm, self.trials, self.assignment, self.sample = gm, trials, assignment, sample
         self.units = {u.root: u for u in assignment.int8_units}
         self.observers = {n: [self._observer(n) for _ in scales] for n, scales in trials.items()}
         self.measuring = False
         self.noise = {n: torch.zeros(len(scales)) for n, scales in trials.items()}
+        run_batches(self.run.call, sample[1:] or sample, "ranges of scaled channels")
+        self.measuring = True
+        run_batches(self.run.call, sample[:1], "rounding noise")
+
+    @cached_property
+    def _replay(self) -> Replay:
+        return Replay(self.gm, self.sample[0])
+
+    def output_noise(self, layers: Sequence[fx.Node]) -> Tensor:
+        """Noise-to-signal ratio at the output of the model if only ``layers`` are rounded, for each of their scales."""
+        counts = range(len(self.trials[layers[0]]))
+        forms = ({n: partial(self._rounded, n, number) for n in layers} for number in counts)
+        return torch.tensor([relative_noise(self._replay.output, self._replay.with_forms(f)) for f in forms])
+
+    def _rounded(self, node: fx.Node, number: int, values: Mapping[fx.Node, Any]) -> Any:
+        """The value of a layer with rounded weights, and its input rounded, both scaled."""
+        layer, unit = self.run.submodules[str(node.target)], self.units[node]
+        factor = self._factor(node, number)
+        scaled = copy.copy(layer)
+        scaled._parameters = dict(layer._parameters)
+        scaled.weight = nn.Parameter(_times_inputs(layer, unit, self.trials[node][number]), requires_grad=False)
+        of = LayerWeight(scaled, unit.row, self.assignment.config_of(unit), self.assignment.backend)
+        scaled.weight = nn.Parameter(quantize_weight(of).dequantized(), requires_grad=False)
+        x = values[node.all_input_nodes[0]] / factor
+        return scaled(round_trip(x, self.observers[node][number].qparams()))
+
+    def _factor(self, node: fx.Node, number: int) -> Tensor:
+        """A scale in a shape that broadcasts over the input of a layer."""
+        layer: Any = self.run.submodules[str(node.target)]
+        return self.trials[node][number].reshape(-1, *[1] * (layer.weight.dim() - 2))
 
     def _observer(self, node: fx.Node) -> Observer:
         config = self.assignment.config_of(self.units[node])
@@ -61,8 +96,8 @@ class _Meter:
             x = self.run.env[n.all_input_nodes[0]]
             layer: Any = self.run.submodules[str(n.target)]
             power = float(result.square().sum()) or 1.0
-            for number, (scale, observer) in enumerate(zip(self.trials[n], self.observers[n], strict=True)):
-                factor = scale.reshape(-1, *[1] * (layer.weight.dim() - 2))
+            for number, observer in enumerate(self.observers[n]):
+                factor = self._factor(n, number)
                 if self.measuring:
                     self.noise[n][number] += self._noise(n, layer, x, result, factor, observer) / power
                 else:
@@ -82,13 +117,16 @@ class _Meter:
 
     def _weight_noise(self, unit: Unit, layer: nn.Module, scale: Tensor, square: Tensor, top: Tensor) -> float:
         """The power that rounding the scaled weight adds at one position, summed over the outputs."""
-        split = by_channels(layer, unit.row)
-        groups, outputs, inputs, window = split.shape
-        scaled = split * scale.reshape(groups, 1, inputs, 1)
-        weight: Any = layer.weight
-        config = self.assignment.config_of(unit)
-        steps = widest_scale(
-            LayerWeight(layer, unit.row, config, self.assignment.backend), scaled.reshape(weight.shape), top
-        )
+        groups, outputs, inputs, window = by_channels(layer, unit.row).shape
+        of = LayerWeight(layer, unit.row, self.assignment.config_of(unit), self.assignment.backend)
+        steps = widest_scale(of, _times_inputs(layer, unit, scale), top)
         power = square.reshape(groups, inputs).sum(1) * window
         return float((steps.square().expand(groups * outputs).reshape(groups, -1) * power[:, None]).sum()) / 12
+
+
+def _times_inputs(layer: nn.Module, unit: Unit, scale: Tensor) -> Tensor:
+    """The weight of a layer times a scale for each of its input channels."""
+    split = by_channels(layer, unit.row)
+    scaled = split * scale.reshape(len(split), 1, -1, 1)
+    weight: Any = layer.weight
+    return scaled.reshape(weight.shape)

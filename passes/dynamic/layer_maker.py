@@ -54,6 +54,11 @@ class LayerMaker:
         self._done: dict[nn.Module, MadeLayer | str] = {}
         self._weights: dict[tuple[int, torch.dtype, str, bool], RoundedWeight] = {}
 
+    @property
+    def made(self) -> list[MadeLayer]:
+        """All layers that were made."""
+        return [layer for layer in self._done.values() if isinstance(layer, MadeLayer)]
+
     def make(self, layer: nn.Module, request: LayerRequest, relu: bool) -> MadeLayer | str:
         """The layer as requested, or the reason why the kernel of the backend cannot be trusted with it.
 

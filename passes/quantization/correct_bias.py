@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx
 
-from ...backends.ops.units import Unit
+from ...backends.ops.units import Unit, clamp_bounds
 from ...compiler.core.progress import progress
 from ...compiler.execution.graphs import GraphCopy, attribute
 from ...compiler.execution.sample import Batch
@@ -82,7 +82,7 @@ class _Correction:
         if len(errors) < 2:
             self.refusals[root] = "bias not corrected: the sample has one item, and two are needed"
             return
-        shift = _shrunk(errors)
+        shift = _helpful(_shrunk(errors), wanted, given, axis, clamp_bounds(unit))
         deviation = torch.cat([w.movedim(axis, 0).reshape(w.shape[axis], -1) for w in wanted], 1).std(1)
         if (shift.abs() < SETTLED * deviation).all():
             return
@@ -119,6 +119,23 @@ def _shrunk(errors: Tensor) -> Tensor:
     mean, chance = errors.mean(0), errors.var(0) / len(errors)
     real = (mean.square().mean() - chance.mean()).clamp_min(0)
     return mean * real / (real + chance).clamp_min(1e-30)
+
+
+def _helpful(
+    shift: Tensor, wanted: Sequence[Tensor], given: Sequence[Tensor], axis: int, bounds: tuple[float, float] | None
+) -> Tensor:
+    """``shift`` of the channels whose squared error falls behind the clamp of the layer; 0 of the others.
+
+    Large errors of few values, as clipping makes them, may shift a mean that hardly any value has.
+    """
+    if bounds is None:
+        return shift
+    gains = torch.zeros_like(shift)
+    for exact, ours in zip(wanted, given, strict=True):
+        goal = exact.clamp(*bounds)
+        before, after = ((x.clamp(*bounds) - goal).square() for x in (ours, _subtract(shift, axis)(ours)))
+        gains += (before - after).movedim(axis, -1).reshape(-1, len(shift)).sum(0)
+    return torch.where(gains > 0, shift, 0.0)
 
 
 def _subtract(shift: Tensor, axis: int) -> Callable[[Tensor], Tensor]:

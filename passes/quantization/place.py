@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ...backends.base.op import Output
 from ...backends.ops.stubs import STUBS
+from ...backends.ops.table import OPS
 from ...backends.ops.units import Unit
 from ...compiler.numerics.observer import Observer
 from ...compiler.numerics.observers import OBSERVER_CLASSES, FixedObserver
@@ -74,12 +77,25 @@ class PlaceObservers:
         count, source = 0, value
         if unit.row.output is not Output.SHARED:
             observer = self.make(unit, value.name, self.assignment)
+            observer.behind = self._pool_behind(value)
             source = _insert(gm, value, f"{value.name}_observer", observer, list(value.users))
             count += 1
         if others:
             _insert(gm, source, f"{value.name}_dequant", DeQuantStub(), others)
             count += 1
         return count
+
+    def _pool_behind(self, value: fx.Node) -> Callable[[Tensor], Tensor] | None:
+        """The max pool that is all that reads ``value``. It gives the same before and after rounding."""
+        (reader, *others) = value.users
+        row = OPS.of(reader, {}) if reader.op == "call_function" else None
+        if others or row is None or not row.name.startswith("max_pool") or len(reader.all_input_nodes) > 1:
+            return None
+        return partial(_called, row.canonical, reader.args[1:], dict(reader.kwargs))
+
+
+def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Any:
+    return function(x, *args, **kwargs)
 
 
 def _observed(gm: fx.GraphModule) -> set[fx.Node]:

@@ -10,8 +10,10 @@ from ...backends.base.frozen_nodes import is_dequantize, is_quantize
 from ...compiler.core.errors import VerificationError
 from ...compiler.core.messages import where
 from ...compiler.core.tensors import tensors_of
+from ...compiler.numerics.metrics import worst_sqnr
 from ..analysis.assignment import Assignment
 
+LEAST_SQNR = 10  # dB, of outputs: roundings of ties add up, but far less than a wrong kernel
 STEPS = 2  # a tie may be rounded to either side, once in the kernel and once in an op that is part of it
 
 
@@ -20,7 +22,8 @@ def verify(lowered: Lowered, assignment: Assignment) -> None:
 
     Every dequantize has the parameters of its quantize. No value is quantized again with the parameters that it has.
     Every int8 op has a kernel, every fp32 op a reason. The lowered form runs, and returns finite values of the shapes
-    and dtypes that the program returns. Every kernel gives the integers of the program, up to :data:`STEPS`.
+    and dtypes that the program returns, within :data:`LEAST_SQNR`. Every kernel gives the integers of the program, up
+    to :data:`STEPS`.
 
     Raises:
         VerificationError: one of these does not hold.
@@ -80,3 +83,9 @@ def _check_run(lowered: Lowered) -> None:
             raise VerificationError(f"The lowered module returns {got}, expected {wanted}.")
         if ours.is_floating_point() and not torch.isfinite(ours).all():
             raise VerificationError("The lowered module returns NaN or inf on the calibration example.")
+    decibels = worst_sqnr(expected, actual)
+    if decibels < LEAST_SQNR:
+        raise VerificationError(
+            f"The lowered module is wrong: it agrees with the quantized program within {decibels:.1f} dB only. Try "
+            "another backend, and report this as a bug of fxquant."
+        )

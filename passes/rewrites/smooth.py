@@ -3,8 +3,8 @@ r"""Scale channels across layers so that activation ranges agree (SmoothQuant, X
 All channels of an activation have one step, which the widest channel determines. Dividing channel ``c`` by :math:`s_c`
 in the layer or normalization that makes it, and multiplying the weights that read it, moves the difficulty from the
 activation to the weights. SmoothQuant has one exponent for a model. Here :math:`s_c = \max|x_c|^\alpha`, with the
-:math:`\alpha` of least noise for each group of values whose channels are tied: the noise of the rounded activation,
-measured at the outputs of the layers that read it, and that of the rounded weights
+:math:`\alpha` of least noise at the output of the model for each group of values whose channels are tied; and only
+where the noise falls at the outputs of the layers that read the values, too
 (:mod:`fxquant.passes.analysis.rounding_noise`).
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from ...compiler.execution.sample import Batch
 from ..analysis.assignment import Assignment
 from ..analysis.channels import Port, ScaleClasses, scale_classes
-from ..analysis.rounding_noise import measured_noise
+from ..analysis.rounding_noise import NoiseMeter
 from ..analysis.statistics import ChannelStatistics, channel_statistics
 from ..base import PassResult
 from ..layers.layer_weight import by_channels
@@ -95,11 +95,13 @@ class Smooth:
         if not tried:
             return PassResult(0, refusals)
         trials = {r.node: [s[r.port.slots] for s in g.scales] for g in tried for r in g.readers}
-        noise = measured_noise(gm, trials, self.assignment, self.sample[:MEASURED])
+        meter = NoiseMeter(gm, trials, self.assignment, self.sample[:MEASURED])
         scale, remarks = torch.ones(classes.count), dict[fx.Node, str]()
         for group in tried:
-            totals = torch.stack([noise[r.node] for r in group.readers]).sum(0)
-            share = float(totals.min() / totals[0]) if totals[0] > 0 else 1.0
+            totals = torch.stack([meter.noise[r.node] for r in group.readers]).sum(0)
+            if _share(totals) <= GAIN:  # noise may fall there in places that make no difference later
+                totals = meter.output_noise([r.node for r in group.readers])
+            share = _share(totals)
             if share <= GAIN:
                 scale *= group.scales[int(totals.argmin())]
                 text = f"smoothed: channel ranges equalized, {share:.0%} of the noise is left"
@@ -130,6 +132,11 @@ class Smooth:
         if not (self.assignment.config_of(unit).weight_per_channel and self.assignment.binding(unit).per_channel):
             return f"the weight of '{node.name}' has one scale for all channels"
         return None
+
+
+def _share(noise: Tensor) -> float:
+    """The least noise by that without scaling."""
+    return float(noise.min() / noise[0]) if noise[0] > 0 else 1.0
 
 
 def _group(readers: Sequence[Reader], classes: ScaleClasses, statistics: Mapping[fx.Node, ChannelStatistics]) -> Group:

@@ -28,7 +28,7 @@ def _refuse_window(module: nn.Module) -> str | None:
         return f"no kernel with padding_mode={conv.padding_mode!r}"
     products = conv.out_channels // conv.groups * math.prod(conv.kernel_size) // math.prod(conv.stride)
     if products < FEW_PRODUCTS:
-        return f"faster in fp32: only {products} products for each value that would be quantized"
+        return f"faster in fp32: {products} products for each value to be quantized, fewer than {FEW_PRODUCTS}"
     return None
 
 

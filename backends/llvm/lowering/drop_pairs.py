@@ -15,7 +15,7 @@ from ...ops.units import match_units
 ELEMENTWISE = frozenset(
     (
         "add", "mul", "relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "sigmoid", "tanh", "silu",
-        "leaky_relu", *(f"batch_norm{d}d" for d in (1, 2, 3)),
+        "leaky_relu", "prelu", "elu", *(f"batch_norm{d}d" for d in (1, 2, 3)),
     )
 )  # fmt: skip
 SUMS = frozenset(

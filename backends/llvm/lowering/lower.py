@@ -34,6 +34,7 @@ from .storage import Storage
 from .values import Value
 from .weights import WeightStore
 
+CHANNELS_LAST = (0, 2, 3, 1)  # the order of axes in memory
 GIVEN: Mapping[torch.dtype, Kind] = {torch.float32: "f32", torch.int64: "i64"}  # inputs that kernels read
 
 
@@ -54,6 +55,7 @@ class Lowering:
         self.inputs: list[fx.Node] = []
         self.outputs: list[Storage] = []
         self.returned: dict[fx.Node, int] = {}
+        self.channels_last = False  # whether images are: outputs are then, too
         infos, statics = sizes(gm, given)
         self.builder = Builder(gm, infos, statics, isa, store or WeightStore())
         self.views: list[fx.Node] = []
@@ -177,6 +179,7 @@ class Lowering:
         strides = tuple(value.element_size() * s for s in steps)
         storage = Storage(element, shape, order, "input", len(self.inputs), fixed_strides=strides, dense=True)
         if element == "f32":
+            self.channels_last |= order == CHANNELS_LAST and not value.is_contiguous()
             self.builder.set_value(node, Value.of(storage))
         elif value.is_contiguous():
             self.builder.integers[node] = Value.of(storage)
@@ -221,13 +224,15 @@ class Lowering:
         if node not in builder.lazy or node in self.returned:
             return node
         lazy = builder.read(node)
-        row_major = tuple(range(len(lazy.shape)))
+        order = tuple(range(len(lazy.shape)))
+        if len(order) == 4 and self.channels_last:
+            order = CHANNELS_LAST
         place = len(self.outputs)
-        storage = Storage("f32", lazy.shape, row_major, "output", place, dense=True)
+        storage = Storage("f32", lazy.shape, order, "output", place, dense=True)
         self.outputs.append(storage)
         self.returned[node] = place
         target = Value.of(storage)
-        if lazy.draft is not None and lazy.order != row_major:
+        if lazy.draft is not None and lazy.order != order:
             builder.add(ElementwiseStep(node, read_form(builder.float_value(node)), target))
         else:
             builder.emit(lazy, lazy.clamped, target)

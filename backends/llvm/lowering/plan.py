@@ -178,7 +178,7 @@ class Plan:
                 arena, which it may change.
             native: runs the native steps of a segment.
         """
-        results = [torch.empty(s.shape, dtype=DTYPES[s.element], device="cpu") for s in self.outputs]
+        results = [_empty(s) for s in self.outputs]
         env: dict[fx.Node, Any] = dict(given)
         with self.program.arena() as arena:
             arena.give([*(given[n] for n in self.inputs), *results])
@@ -239,3 +239,10 @@ class Plan:
                 sizes = f"{tuple(result.shape)} where {tuple(target.shape)} was planned"
                 raise CallError(f"A result has the shape {sizes}: it depends on values.")
             target.copy_(result)
+
+
+def _empty(storage: Storage) -> Tensor:
+    """A tensor for an output."""
+    order = storage.order
+    empty = torch.empty([storage.shape[a] for a in order], dtype=DTYPES[storage.element], device="cpu")
+    return empty.permute([order.index(a) for a in range(len(order))])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ....compiler.core.errors import CallError
 from ....compiler.core.interrupts import held
 from ....compiler.core.locks import process_lock
 from ....compiler.core.progress import log
@@ -118,6 +119,9 @@ def _readable(value: Any) -> Any:
     """Tensors that kernels can read: without gradient, and without lazy negation or overlap."""
     if not isinstance(value, Tensor):
         return value if isinstance(value, PLAIN) else pytree.tree_map_only(Tensor, _readable, value)
+    if value.device.type != "cpu" or value.layout != torch.strided:
+        kind = str(value.layout).removeprefix("torch.")
+        raise CallError(f"An input must be a dense tensor on the CPU, got a {kind} tensor on '{value.device}'.")
     value = value.detach()
     if value.dtype == torch.float32 and not (value.is_contiguous() or _channels_last(value)):
         value = value.contiguous()

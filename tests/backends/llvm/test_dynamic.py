@@ -122,7 +122,7 @@ def test_convolutions_and_activations_in_one_plan() -> None:
     beside = torch.cat((x[:1], 1e3 * x[1:]))
     assert torch.equal(q(beside)[:1], q(x)[:1])
     (window,) = [row for row in q.report.rows if row.precision == "fp32" and row.op == "conv2d"]
-    assert "faster in fp32: only 9 products" in window.reason
+    assert "faster in fp32: 9 products" in window.reason
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ def test_an_image_that_is_not_finite_is_nan_and_no_other(value: float) -> None:
 @pytest.mark.parametrize(
     "layer, reason",
     [
-        (nn.Conv2d(32, 32, 3, groups=32), "only 9 products"),
+        (nn.Conv2d(32, 32, 3, groups=32), "faster in fp32: 9 products"),
         (nn.Conv2d(8, 64, 3, padding=1, padding_mode="circular"), "padding_mode='circular'"),
     ],
 )
@@ -96,3 +96,26 @@ def test_a_residual_network_in_one_plan() -> None:
     (chosen,) = q._compiled.run._chosen.values()  # type: ignore[union-attr]
     assert isinstance(chosen, GraphForm)
     assert torch.equal(q(torch.cat((x[:1], 100 * x[1:])))[:1], q(x)[:1])
+
+
+CHANNELS_LAST = torch.channels_last
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7), (1, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16], ids=str)
+@torch.no_grad()
+def test_outputs_have_the_memory_format_of_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    for model in (nn.Conv2d(8, 64, 3, padding=1), nn.Sequential(nn.Conv2d(8, 64, 3, padding=1), nn.ReLU())):
+        q = fxquant.compile(model.eval(), scheme="dynamic", dtype=dtype, backend="llvm")
+        for x in (torch.randn(shape), torch.randn(shape).contiguous(memory_format=CHANNELS_LAST)):
+            wanted = model(x).stride()
+            assert q(x).stride() == q(x).stride() == wanted
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 64), nn.Conv2d(8, 64, 3), nn.LSTM(8, 8)], ids=str)
+def test_tensors_that_kernels_cannot_read(layer: nn.Module) -> None:
+    shape = (2, 8, 9, 9) if isinstance(layer, nn.Conv2d) else (2, 3, 8)
+    q = fxquant.compile(layer.eval(), scheme="dynamic", backend="llvm")
+    for x in (torch.empty(shape, device="meta"), torch.randn(shape).to_sparse()):
+        with pytest.raises(fxquant.CallError, match="must be a dense tensor on the CPU"):
+            q(x)

@@ -121,10 +121,13 @@ def test_a_model() -> None:
     assert "a scale per 32 weights" in rows["odd"].kernel and "a scale per 32 weights" in rows["head"].kernel
     assert "40 inputs are no multiple of group_size=32" in rows["middle"].reason
     assert "no kernel for embedding with group_size=32" in rows["embedding"].reason
-    x86 = fxquant.compile(
-        model, scheme="dynamic", config=fxquant.QuantConfig(weight_bits=4, group_size=32), backend="x86"
-    )
-    assert "no kernel for linear with group_size=32" in {row.node: row for row in x86.report.rows}["odd"].reason
+
+
+@pytest.mark.parametrize("backend, size", [("x86", 32), ("llvm", 48), ("llvm", 1024)])
+def test_a_size_that_suits_no_layer(backend: str, size: int) -> None:
+    config = fxquant.QuantConfig(weight_bits=4, group_size=size)
+    with pytest.raises(ConfigError, match=f"No layer can have group_size={size}: "):
+        fxquant.compile(nn.Linear(64, 32).eval(), scheme="dynamic", config=config, backend=backend)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,13 @@ def shared_keys(m: Any, x: Tensor, heads: int = 2, **options: Any) -> Tensor:
     return m.out(F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options).transpose(1, 2).flatten(2))
 
 
+def by_head(m: Any, x: Tensor) -> Tensor:
+    """The same without a batch axis."""
+    q, k, v = (t.unflatten(-1, (4, -1)).transpose(0, 1) for t in m.qkv(x[1]).chunk(3, -1))
+    mixed = F.scaled_dot_product_attention(q, k[:2], v[:2], enable_gqa=True)
+    return m.out(mixed.transpose(0, 1).flatten(1))
+
+
 def spelled(m: Any, x: Tensor) -> Tensor:
     q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
     weights = torch.softmax(torch.matmul(q, k.transpose(-1, -2)) * 0.25 + m.bias, -1)
@@ -74,6 +81,7 @@ FORWARDS = {
     "shared keys": shared_keys,
     "one key, causal": lambda m, x: shared_keys(m, x, 1, is_causal=True),
     "shared keys, bias": lambda m, x: shared_keys(m, x, attn_mask=m.bias),
+    "shared keys, no batch": by_head,
     "as many keys as queries": lambda m, x: shared_keys(m, x, 4, attn_mask=m.mask),
     "spelled": spelled,
     "computed mask": lambda m, x: attend(m, x, attn_mask=(x.sum(-1) > 0)[:, None, None, :]),

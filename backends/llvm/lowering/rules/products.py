@@ -75,7 +75,8 @@ def attention(builder: Builder, node: fx.Node) -> bool:
     if builder.param(node, "dropout_p", 0.0) or scores[-1] > LARGEST or math.prod(scores) > MOST_SCORES:
         return False
     query, key, value = (builder.float_value(n) for n in node.args[:3])  # type: ignore[arg-type]
-    shared = given > 3 and key.shape[-3] != query.shape[-3]  # heads of queries share one of keys: enable_gqa
+    # Heads of queries share one of keys.
+    shared = bool(builder.param(node, "enable_gqa", False)) and key.shape[-3] != query.shape[-3]
     if shared:
         if key.shape[-3] != value.shape[-3]:
             return False
@@ -101,7 +102,7 @@ def attention(builder: Builder, node: fx.Node) -> bool:
                       epsilon=LEAST_SUM)  # fmt: skip
     builder.add(softmax)
     # The heads of a token lie side by side, as the projection after an attention reads them.
-    joined = (*range(given - 3), given - 2, given - 3, given - 1) if given > 3 else order
+    joined = (*range(given - 3), given - 2, given - 3, given - 1) if given > 3 else tuple(range(given))
     draft = _product(builder, node, weights, value, (*scores[:-1], shape[-1]))
 
     def by_key(form: Form, target: Value) -> list[Step]:
