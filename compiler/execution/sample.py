@@ -53,5 +53,11 @@ def batch_values(batch: Batch) -> list[Any]:
     return [*batch[0], *batch[1].values()]
 
 
+def items_of(batch: Batch) -> int:
+    """How many items a batch has, by its first tensor."""
+    first = next((v for v in batch_values(batch) if isinstance(v, Tensor)), None)
+    return 1 if first is None or not first.dim() else first.shape[0]
+
+
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value

@@ -11,12 +11,15 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...passes.training.reestimate import reestimate
 from ..core.errors import ConfigError, StateError
 from ..core.interrupts import held
 from ..core.markers import InTraining
 from ..core.messages import check_positive
 from ..workflows.qat import TrainingModel
+from ..workflows.static import at_once
 from .fake_quants import OURS, FakeQuants
+from .recent_batches import RecentBatches
 
 
 class QATModule(nn.Module, InTraining):
@@ -46,6 +49,7 @@ class QATModule(nn.Module, InTraining):
             training=tree.training,
         )
         self._links = _links(tree, model.prepared.gm)
+        self._recent = RecentBatches()
         self.register_load_state_dict_pre_hook(_take_float_checkpoint)
         self.register_load_state_dict_post_hook(_link)
 
@@ -64,6 +68,8 @@ class QATModule(nn.Module, InTraining):
         if stepping:
             self._freeze_if_due()
             ours.steps += 1
+            if not held:
+                self._recent.add((args, kwargs))
         for norm in held:
             norm.training = False
         try:
@@ -81,7 +87,17 @@ class QATModule(nn.Module, InTraining):
         # The root of the model is another module: its class may have its own train(), and its forward() may ask for
         # the mode.
         self.training_model.tree.train(mode)
+        if not mode:
+            self._reestimate()
         return self
+
+    @held
+    def _reestimate(self) -> None:
+        """Let the statistics of batch normalizations fit the weights as they are now, on the last batches."""
+        prepared, ours = self.training_model.prepared, self.fake_quants
+        batches = self._recent.taken(at_once(prepared))
+        if batches and not ours.due(ours.freeze_batchnorm_at):
+            reestimate(prepared.gm, batches)
 
     def _freeze_if_due(self) -> None:
         ours = self.fake_quants
@@ -151,6 +167,7 @@ class QATModule(nn.Module, InTraining):
         model = copy.deepcopy(self.training_model, memo)
         copied = type(self)(model, copy.deepcopy(self.fake_quants, memo))
         copied.training = self.training
+        copied._recent = copy.deepcopy(self._recent, memo)
         memo[id(self)] = copied
         return copied
 
@@ -188,5 +205,6 @@ def _link(module: QATModule, incompatible: Any = None) -> None:
 
 def _take_float_checkpoint(module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
     """A checkpoint without fake-quants is one of the float model: the fake-quants stay as they are."""
+    module._recent.clear()  # statistics come with the checkpoint
     if not any(key.startswith(f"{prefix}{OURS}.") for key in state_dict):
         state_dict.update(module.fake_quants.state_dict(prefix=f"{prefix}{OURS}."))

@@ -33,7 +33,7 @@ from ..execution.batches import run_batch, sampled
 from ..execution.graphs import copy_graph
 from ..execution.inputs import Signature
 from ..execution.layouts import OutputLayouts
-from ..execution.sample import Batch, Sample, copy_batch
+from ..execution.sample import Batch, Sample, copy_batch, items_of
 from ..execution.shapes import value_infos
 from ..numerics.observer import stop_observing
 from ..report.static_report import StaticReport
@@ -172,9 +172,14 @@ def adjust_biases(frozen: FrozenModel) -> FrozenModel:
 
 
 def _at_once(model: PreparedModel) -> Sequence[Batch]:
-    """As many batches of the sample as may run side by side, with a few of their largest values in memory."""
+    """The batches of the sample that may run side by side."""
+    return model.sample[: max(1, at_once(model) // items_of(model.sample[0]))]
+
+
+def at_once(model: PreparedModel) -> int:
+    """How many items may run side by side, with a few of their largest values in memory."""
     sizes = [math.prod(v.shape) * v.dtype.itemsize for v in model.assignment.values.values()]
-    return model.sample[: max(1, AT_ONCE_BYTES // max(*sizes, 1))]
+    return AT_ONCE_BYTES * items_of(model.sample[0]) // max(*sizes, 1)
 
 
 def lower(frozen: FrozenModel) -> LoweredModel:

@@ -72,12 +72,21 @@ class SimulatedLayer(nn.Module):
             return self._call(x, rounds(layer.weight), getattr(layer, "bias", None))
         if not norm.training:
             return self._call(x, rounds(self.folded_weight()), self._folded_bias())
+        normalized: Tensor = norm(self.before_norm(x))
+        return normalized
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """What the normalization is given, with the weight rounded as it is folded with the running variance."""
+        layer, rounds = self.layer, self.rounds
+        if rounds is None:
+            given: Tensor = layer(x)
+            return given
         gain = self._gain().detach()
         gain = torch.where(gain.abs() < TINY, 1.0, gain)
         given = self._call(x, rounds(layer.weight * along(gain, layer.weight, self.row.channel_axis)), None)
         channels = 1 if given.dim() > 2 else -1
         plain = given / along(gain, given, channels)
-        return norm(plain if layer.bias is None else plain + along(layer.bias, given, channels))
+        return plain if layer.bias is None else plain + along(layer.bias, given, channels)
 
     def _call(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         arguments = function_arguments(self.layer, self.row)
