@@ -27,6 +27,8 @@ class Binding:
         mixed_weights: such a layer may have some weights in fp16 and others in int8.
         group_scales: each output of such a layer may have a scale for each group of inputs.
         refuse_dynamic: the reason why a given module cannot become such a layer, or None.
+        prefer_float: why a given module stays in fp32 although it could become one, or None. An override still asks for
+            it.
     """
 
     int8: bool = True
@@ -39,3 +41,4 @@ class Binding:
     mixed_weights: bool = False
     group_scales: bool = False
     refuse_dynamic: Callable[[nn.Module], str | None] | None = None
+    prefer_float: Callable[[nn.Module], str | None] | None = None

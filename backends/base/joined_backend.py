@@ -60,5 +60,5 @@ def _joined(main: Backend, layers: Backend, name: str) -> Binding:
     if static.dynamic is not None:
         return static
     dynamic = layers.bindings.get(name, static)
-    names = ("dynamic", "mixed_weights", "group_scales", "refuse_dynamic")
+    names = ("dynamic", "mixed_weights", "group_scales", "refuse_dynamic", "prefer_float")
     return replace(static, **{n: getattr(dynamic, n) for n in names})

@@ -14,7 +14,7 @@ from ..base.backend import Latencies, Lowered, Target, binding_named
 from ..base.binding import Binding
 from ..base.dynamic_layer import DynamicLayer
 from ..base.program import FrozenProgram, copy_program
-from .bindings.table import BINDINGS, REFUSALS
+from .bindings.table import BINDINGS, REFUSALS, prefer_float
 from .codegen.isa import Isa
 from .codegen.isas import available
 from .lowering.drop_pairs import drop_pairs
@@ -55,6 +55,7 @@ class LLVMBackend:
                 mixed_weights=name in RECURRENT,
                 group_scales=not name.startswith("embedding"),
                 refuse_dynamic=REFUSALS.get(name),
+                prefer_float=prefer_float,
             )
             for name in DYNAMIC
         }

@@ -72,6 +72,8 @@ class LayerPlan:
         if not weight_names(layer) or ".parametrizations." in path:
             return
         reason = refusal(layer, request.dtype, backend)
+        if reason is None and not request.overridden:
+            reason = _preference(layer, backend)
         if reason:
             self.reasons.setdefault(path, reason)
         else:
@@ -119,6 +121,13 @@ def refusal(layer: nn.Module, dtype: torch.dtype, backend: Backend) -> str | Non
     if reason is None and dtype == torch.float16:
         reason = beyond_half(weights)
     return reason
+
+
+def _preference(layer: nn.Module, backend: Backend) -> str | None:
+    """Why ``layer`` better stays in fp32; None if it better does not."""
+    row = OPS.find(type(layer))
+    prefers = binding_of(backend, row).prefer_float if row is not None else None
+    return prefers(layer) if prefers else None
 
 
 def beyond_half(weights: Iterable[Tensor]) -> str | None:

@@ -20,12 +20,16 @@ FEW_PRODUCTS = 128  # of each input value: quantizing it costs more than they ga
 
 
 def _refuse_window(module: nn.Module) -> str | None:
-    """Why a convolution does not quantize its input at run time."""
+    """Why a convolution cannot quantize its input at run time."""
     conv: Any = module
-    if is_pointwise(conv):
+    return None if conv.padding_mode == "zeros" else f"no kernel with padding_mode={conv.padding_mode!r}"
+
+
+def prefer_float(module: nn.Module) -> str | None:
+    """Why a layer does not quantize its input at run time, though it could."""
+    conv: Any = module
+    if not hasattr(conv, "kernel_size") or is_pointwise(conv):
         return None
-    if conv.padding_mode != "zeros":
-        return f"no kernel with padding_mode={conv.padding_mode!r}"
     products = conv.out_channels // conv.groups * math.prod(conv.kernel_size) // math.prod(conv.stride)
     if products < FEW_PRODUCTS:
         return f"faster in fp32: {products} products for each value to be quantized, fewer than {FEW_PRODUCTS}"

@@ -119,3 +119,13 @@ def test_tensors_that_kernels_cannot_read(layer: nn.Module) -> None:
     for x in (torch.empty(shape, device="meta"), torch.randn(shape).to_sparse()):
         with pytest.raises(fxquant.CallError, match="must be a dense tensor on the CPU"):
             q(x)
+
+
+@torch.no_grad()
+def test_an_override_asks_for_a_convolution_that_is_faster_in_fp32() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(32, 32, 3, padding=1, groups=32).eval(), torch.randn(2, 32, 9, 7)
+    config = fxquant.QuantConfig(overrides={nn.Conv2d: "dynamic"})
+    q = fxquant.compile(nn.Sequential(model), scheme="dynamic", config=config, backend="llvm")
+    assert [row.precision for row in q.report.rows] == ["int8 dynamic"]
+    assert sqnr([model(x)], [q(x)]) > 35 and torch.equal(q(x[1:]), q(x)[1:])
