@@ -103,7 +103,10 @@ def growth(form: str, model: nn.Module, data: Sequence[Any], times: int) -> floa
     return resident() - start
 
 
-@pytest.mark.parametrize("form", FORMS)
+OF_X86 = ("eager", "torchscript")
+
+
+@pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f in OF_X86 else f for f in FORMS])
 def test_compilations_do_not_grow_the_process(form: str) -> None:
     """The weights of this model alone have 5 MB."""
     torch.manual_seed(0)

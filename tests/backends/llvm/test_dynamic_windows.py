@@ -39,7 +39,8 @@ def test_convolutions(name: str, dtype: torch.dtype, bits: int) -> None:
     layer, x = layer.eval(), torch.randn(shape)
     x[0] *= 5
     request = LayerRequest(dtype, fxquant.QuantConfig(weight_bits=bits))
-    layers = [LayerMaker(LLVMBackend(isa=isa)).make(layer, request, False) for isa in available()]
+    isas = available() if name == "padding" else (available()[0], available()[-1])
+    layers = [LayerMaker(LLVMBackend(isa=isa)).make(layer, request, False) for isa in isas]
     outputs = [made.compiled(x) for made in layers]  # type: ignore[union-attr]
     assert torch.allclose(outputs[0], layers[0].reference(x), atol=1e-4)  # type: ignore[union-attr]
     assert sqnr([layer(x)], [outputs[0]]) > (60 if dtype == torch.float16 else 36 if bits == 8 else 18)
