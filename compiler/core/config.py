@@ -77,7 +77,8 @@ class QuantConfig:
         deterministic: the same model and data give the same result in every compilation on one kind of CPU, however
             busy the machine is: a cost model decides what is faster in int8, and measured times choose only between
             kernels that give the same integers. False: measured times decide. :func:`fxquant.search` always measures.
-        relu6_as_relu: replace every ReLU6 by ReLU, so that equalization can pass it. This changes the function.
+        relu6_as_relu: replace every ReLU6 by ReLU, so that equalization can pass it. This changes the function: an
+            ``AccuracyWarning`` says by how much if the float output on the first batch has less than 20 dB.
         overrides: other choices for a part of the model. A key is a glob over module paths (``"head.*"``; a path
             includes all modules below it), a module class (``nn.Linear``) or the name of an op (``"add"``). A
             value is a :class:`QuantConfig`, ``"dynamic"`` (int8 weights, activations quantized at run time), ``"fp16"``

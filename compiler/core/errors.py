@@ -51,6 +51,10 @@ class TimingWarning(UserWarning):
     """Measured times leave most layers in fp32, which may be due to other work on the machine."""
 
 
+class AccuracyWarning(UserWarning):
+    """A change of the float model that was asked for makes a large difference to its output."""
+
+
 class FallbackWarning(UserWarning):
     """A call that is not like those of calibration runs in fp32."""
 

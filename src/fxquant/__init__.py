@@ -5,6 +5,7 @@ from .backends.base.program import FrozenProgram
 from .compiler.api import compile, convert, prepare
 from .compiler.core.config import QuantConfig
 from .compiler.core.errors import (
+    AccuracyWarning,
     BudgetWarning,
     CalibrationError,
     CallError,
@@ -32,6 +33,7 @@ from .compiler.search.search import search
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyWarning",
     "BudgetWarning",
     "CalibrationError",
     "CallError",
