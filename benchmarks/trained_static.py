@@ -19,7 +19,13 @@ from .pretrained import PRETRAINED, Outputs, Yardstick
 from .tables import add_markdown, show
 
 NAMES = ("ONNX Runtime int8", "OpenVINO int8 (NNCF)", "fxquant")
-COLUMNS = ("network", "task", "fp32", *(f"{n}: {what}" for n in NAMES for what in ("dB", "score")), "compile s")
+COLUMNS = (
+    "network",
+    "task",
+    "fp32",
+    *(f"{n}: {what}" for n in NAMES for what in ("dB", "score")),
+    "fxquant: compile s",
+)
 
 
 def joined(results: Outputs) -> tuple[torch.Tensor, ...]:
@@ -41,16 +47,18 @@ def row(name: str, contenders: dict[str, Build]) -> list[str]:
     yardstick = PRETRAINED[name]()
     with torch.inference_mode():
         exact = [outputs(yardstick.model(*batch)) for batch in yardstick.held_out]
-    cells, seconds = [], 0.0
+    cells: list[str] = []
+    seconds = float("nan")
     for contender in NAMES:
         if contender not in contenders:
             cells += ["-", "-"]
             continue
+        seconds = float("nan")
         try:
             decibels, score, seconds = measured(yardstick, exact, contenders[contender])
             cells += [f"{decibels:.1f}", f"{score:.1f}"]
         except Exception as error:
-            cells += ["error", f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"]
+            cells += ["error", f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])[:60]}"]
         print(f"{name}, {contender}: {' '.join(cells[-2:])} ({seconds:.1f} s)", flush=True)
     return [name, yardstick.task, f"{yardstick.score(exact, exact):.1f}", *cells, f"{seconds:.1f}"]
 

@@ -16,6 +16,7 @@ from .functional_layers import FORMS
 Spelling = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # op, target, args, kwargs of a node
 
 _BATCH_NORM = "_native_batch_norm_legit_no_training"  # returns a tuple, of which the first counts
+_POOLS = {f"max_pool{d}d_with_indices": getattr(F, f"max_pool{d}d") for d in (2, 3)}
 _LAST = 2**63 - 1  # the end of a slice that has none
 _NOTHING = ("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "lift_fresh", "detach_", "dropout")
 CHECKS = (
@@ -36,7 +37,8 @@ def does_nothing(node: fx.Node) -> bool:
     """Whether the value of ``node`` is its input. Exported graphs change nothing in place, so that copies are."""
     name = name_of(node.target)
     if node.target is operator.getitem:
-        return name_of(node.args[0].target) == _BATCH_NORM  # type: ignore[union-attr]
+        source: Any = node.args[0]
+        return name_of(source.target) == _BATCH_NORM or (name_of(source.target) in _POOLS and _only_values(source))
     if name == "slice":
         return _slice(node) == slice(None, None, None)
     if name == "_to_copy":
@@ -122,9 +124,20 @@ def _as_batch_norm(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any])
     return "call_function", torch.batch_norm, (*args[:5], False, *args[5:], False), {}
 
 
+def _only_values(pool: fx.Node) -> bool:
+    """Whether nothing reads the indices that a max pool returns."""
+    return all(user.target is operator.getitem and user.args[1] == 0 for user in pool.users)
+
+
+def _as_max_pool(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelling:
+    options = kwargs if _only_values(node) else {**kwargs, "return_indices": True}
+    return "call_function", _POOLS[name_of(node.target)], args, options
+
+
 _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Spelling]] = {
     "slice": _as_getitem,
     _BATCH_NORM: _as_batch_norm,
+    **dict.fromkeys(_POOLS, _as_max_pool),
     "sym_size": _method("size"),
     "view": lambda node, args, kwargs: ("call_function", torch.reshape, args, {}),
     "_unsafe_view": lambda node, args, kwargs: ("call_function", torch.reshape, args, {}),

@@ -80,8 +80,13 @@ def _class_named(cls: Any) -> type | None:
     """A class, or the one with this full name, which torch.export writes down."""
     if isinstance(cls, type):
         return cls
-    module, _, name = str(cls).rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
+    module, names = str(cls), list[str]()
+    while module and module not in sys.modules:
+        module, _, name = module.rpartition(".")
+        names.insert(0, name)
+    found: Any = sys.modules.get(module)
+    for name in names:
+        found = getattr(found, name, None)
     return found if isinstance(found, type) else None
 
 

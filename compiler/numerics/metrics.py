@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..core.tensors import tensors_of
 
+CONSTANT = 1e-10  # share of the power of a tensor that may be fp32 rounding of its mean
+
 
 def squares(exact: Any, other: Any) -> tuple[Tensor, Tensor]:
     """Sums of squares over all float tensors of two outputs: of ``exact``, and of the difference.
@@ -53,19 +55,25 @@ def worst_sqnr(exact: Any, other: Any) -> float:
 
 
 def relative_noise(exact: Any, other: Any) -> float:
-    """The power of the difference by that of the signal without its mean, summed over the tensors of an output."""
+    """The power of the difference by that of the signal without its mean, summed over the tensors of an output.
+
+    Of a tensor that is constant, its mean is the signal.
+    """
     total = 0.0
     for a, b in zip(tensors_of(exact), tensors_of(other), strict=True):
-        if a.is_floating_point() and a.numel():
-            power = (a - a.mean()).double().square().sum().clamp_min(1e-30)
-            total += float((a - b).double().square().sum() / power)
+        whole = float(a.double().square().sum()) if a.is_floating_point() else 0.0
+        if whole:  # a tensor of zeros says nothing
+            power = float((a.double() - a.double().mean()).square().sum())
+            noise = float((a - b).double().square().sum())
+            total += noise / (power if power > CONSTANT * whole else whole)
     return total
 
 
 def surely_nearer(exact: Sequence[Any], before: Sequence[Any], after: Sequence[Any]) -> bool:
     """Whether ``after`` is nearer to ``exact`` than ``before``, by more than one standard error over the items.
 
-    Most items must be nearer, and all together, too: a gain in many items may cost much in a few.
+    The gain is the mean over the items of the logarithm; the noise of all together must fall, too, as a gain in many
+    items may cost much in a few.
     """
     noises = [sum(map(relative_noise, exact, other)) for other in (before, after)]
     if noises[1] >= noises[0]:

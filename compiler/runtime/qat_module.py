@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, StateError
 from ..core.interrupts import held
 from ..core.markers import InTraining
 from ..core.messages import check_positive
+from ..execution.sample import copy_batch
 from ..workflows.qat import TrainingModel
 from ..workflows.static import at_once
 from .fake_quants import OURS, FakeQuants
@@ -49,8 +50,8 @@ class QATModule(nn.Module, InTraining):
             training=tree.training,
         )
         self._links = _links(tree, model.prepared.gm)
-        self._recent = RecentBatches()
-        self.register_load_state_dict_pre_hook(_take_float_checkpoint)
+        self._recent = RecentBatches(at_once(model.prepared))
+        self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_link)
 
     @held
@@ -68,8 +69,8 @@ class QATModule(nn.Module, InTraining):
         if stepping:
             self._freeze_if_due()
             ours.steps += 1
-            if not held:
-                self._recent.add((args, kwargs))
+        norms = {n for n in self._norms() if n.training and n.momentum != 0} if stepping and not held else set()
+        batch = copy_batch((args, kwargs)) if norms else None
         for norm in held:
             norm.training = False
         try:
@@ -77,6 +78,8 @@ class QATModule(nn.Module, InTraining):
         finally:
             for norm in held:
                 norm.training = True
+        if batch is not None:
+            self._recent.add(batch, norms)
         if stepping:
             self._agree()
         return result
@@ -95,9 +98,10 @@ class QATModule(nn.Module, InTraining):
     def _reestimate(self) -> None:
         """Let the statistics of batch normalizations fit the weights as they are now, on the last batches."""
         prepared, ours = self.training_model.prepared, self.fake_quants
-        batches = self._recent.taken(at_once(prepared))
+        batches, norms = self._recent.taken(), set(self._recent.norms)
+        self._recent.clear()
         if batches and not ours.due(ours.freeze_batchnorm_at):
-            reestimate(prepared.gm, batches)
+            reestimate(prepared.gm, batches, norms)
 
     def _freeze_if_due(self) -> None:
         ours = self.fake_quants
@@ -105,7 +109,7 @@ class QATModule(nn.Module, InTraining):
             self.training_model.simulation.freeze_observers()
             ours.observers_frozen.fill_(1)
 
-    def _norms(self) -> Iterator[nn.Module]:
+    def _norms(self) -> Iterator[_BatchNorm]:
         return (m for m in self.modules() if isinstance(m, _BatchNorm))
 
     def _agree(self) -> None:
@@ -203,8 +207,8 @@ def _link(module: QATModule, incompatible: Any = None) -> None:
         kept[leaf] = getattr(tree.get_submodule(owner), own)
 
 
-def _take_float_checkpoint(module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-    """A checkpoint without fake-quants is one of the float model: the fake-quants stay as they are."""
-    module._recent.clear()  # statistics come with the checkpoint
+def _before_loading(module: QATModule, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Statistics come with the checkpoint. One without fake-quants is of the float model: ours stay as they are."""
+    module._recent.clear()
     if not any(key.startswith(f"{prefix}{OURS}.") for key in state_dict):
         state_dict.update(module.fake_quants.state_dict(prefix=f"{prefix}{OURS}."))

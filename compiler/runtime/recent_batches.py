@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Any
 
-from ..execution.sample import Batch, copy_batch, items_of
+from torch import nn
+
+from ..execution.sample import Batch, items_of
 
 KEPT = 512  # items
 LEAST = 128  # items: statistics of fewer are worse than running ones
 
 
 class RecentBatches:
-    """Copies of the last batches, as far as their items are needed."""
+    """The last batches, and the normalizations that were in training mode on one of them.
 
-    def __init__(self) -> None:
-        self._batches: deque[Batch] = deque()
-        self._items: deque[int] = deque()
+    Args:
+        most: items that may be kept, in batches of which the first may have more.
+    """
 
-    def add(self, batch: Batch) -> None:
-        """Keep a copy of ``batch``, and drop what is not needed any more."""
-        self._batches.append(copy_batch(batch))
-        self._items.append(items_of(batch))
-        while sum(self._items) - self._items[0] >= KEPT:
+    def __init__(self, most: int) -> None:
+        self.most = max(1, min(KEPT, most))
+        self.norms: set[nn.Module] = set()
+        self._batches: deque[tuple[Batch, int]] = deque()
+
+    @property
+    def items(self) -> int:
+        return sum(count for _, count in self._batches)
+
+    def add(self, batch: Batch, norms: Iterable[nn.Module]) -> None:
+        """Keep ``batch``, which nobody else changes, and drop what is not needed any more."""
+        self.norms.update(norms)
+        self._batches.append((batch, items_of(batch)))
+        while self.items - self._batches[0][1] >= self.most:
             self._batches.popleft()
-            self._items.popleft()
 
     def clear(self) -> None:
         self._batches.clear()
-        self._items.clear()
+        self.norms.clear()
 
-    def taken(self, most: int) -> list[Batch]:
-        """The last batches, of at most ``most`` items if two or more; none if too few were kept. All are dropped."""
-        taken: list[Batch] = []
-        items, enough = 0, sum(self._items) >= LEAST
-        for batch, count in zip(reversed(self._batches), reversed(self._items), strict=True):
-            if taken and items + count > most:
-                break
-            taken.append(batch)
-            items += count
-        self.clear()
-        return taken[::-1] if enough else []
+    def taken(self) -> list[Batch]:
+        """All batches, which are dropped; none if they are too few."""
+        enough = self.items >= min(LEAST, self.most)
+        batches = [batch for batch, _ in self._batches]
+        self._batches.clear()
+        return batches if enough else []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecentBatches:
+        """The same batches, and the copies of the normalizations, which are copied before."""
+        copied = RecentBatches(self.most)
+        copied._batches.extend(self._batches)
+        copied.norms = {memo[id(norm)] for norm in self.norms if id(norm) in memo}
+        return copied

@@ -83,8 +83,8 @@ def quantize_dynamic(model: nn.Module, options: Options, dtype: torch.dtype) -> 
     check_answered(options.config, config, *plans)
     if not any(plan.requests for plan in plans):
         raise ModelError(_nothing_to_quantize(plans))
-    remarks = [layer.remark for layer in maker.made]
-    if options.config.group_size and all(remarks):
+    remarks = [layer.remark for layer in maker.made if layer.compiled.dtype == torch.int8]
+    if options.config.group_size and remarks and all(remarks):
         raise ConfigError(f"No layer can have group_size={options.config.group_size}: {remarks[0]}. Leave it out.")
     log.info("dynamic: %d layers replaced; %s", sum(len(p.requests) for p in plans), untraced or "traced")
     report = dynamic_report(model, tree, rest, part, untraced)

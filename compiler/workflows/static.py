@@ -199,7 +199,7 @@ def _at_once(model: PreparedModel) -> Sequence[Batch]:
 def at_once(model: PreparedModel) -> int:
     """How many items may run side by side, with a few of their largest values in memory."""
     sizes = [math.prod(v.shape) * v.dtype.itemsize for v in model.assignment.values.values()]
-    return AT_ONCE_BYTES * items_of(model.sample[0]) // max(*sizes, 1)
+    return AT_ONCE_BYTES * items_of(model.sample[0]) // max([*sizes, 1])
 
 
 def lower(frozen: FrozenModel) -> LoweredModel:

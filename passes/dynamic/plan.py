@@ -49,7 +49,7 @@ class LayerPlan:
         requests: layers to be replaced.
         relus: layers that include the ReLU after them.
         merged: the paths of the layers that became one, by the path of that one.
-        reasons: why other layers stay fp32, or get another dtype than was asked for.
+        reasons: why other layers stay fp32, or get another dtype than was asked for; what of a request was not done.
         floats: the float layers that were replaced, once they are.
         answered: subjects of overrides for which there is a request.
     """
@@ -72,7 +72,7 @@ class LayerPlan:
         if not weight_names(layer) or ".parametrizations." in path:
             return
         reason = refusal(layer, request.dtype, backend)
-        if reason is None and not request.overridden:
+        if reason is None and request.dtype == torch.int8 and not request.overridden:
             reason = _preference(layer, backend)
         if reason:
             self.reasons.setdefault(path, reason)
@@ -124,7 +124,7 @@ def refusal(layer: nn.Module, dtype: torch.dtype, backend: Backend) -> str | Non
 
 
 def _preference(layer: nn.Module, backend: Backend) -> str | None:
-    """Why ``layer`` better stays in fp32; None if it better does not."""
+    """Why ``layer`` is faster in fp32; None if it is not."""
     row = OPS.find(type(layer))
     prefers = binding_of(backend, row).prefer_float if row is not None else None
     return prefers(layer) if prefers else None

@@ -57,7 +57,7 @@ def _replace(tree: nn.Module, plan: LayerPlan, maker: LayerMaker, form: Callable
                 tree.set_submodule(path, nn.Sequential(layer, nn.ReLU()))
             continue
         if made.remark:
-            plan.reasons.setdefault(path, f"one scale for each output: {made.remark}")
+            plan.reasons.setdefault(path, f"no scales by group: {made.remark}")
         if not path:
             return form(made)
         tree.set_submodule(path, form(made))

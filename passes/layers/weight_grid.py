@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...backends.base.backend import Backend, binding_of
 from ...backends.base.op import OpRow, Output
 from ...backends.base.weights import IntegerWeight
+from ...backends.base.windows import is_pointwise
 from ...compiler.core.config import QuantConfig
 from ...compiler.numerics.quantize import quantize_channels
 
@@ -45,8 +46,8 @@ class LayerWeight:
         inputs = weight[0].numel()
         if size is None:
             return ""
-        if weight.shape[1] != inputs:
-            return f"no kernel for windows with group_size={size}"
+        if hasattr(self.layer, "kernel_size") and not is_pointwise(self.layer):
+            return f"no kernel for windows, groups or padding with group_size={size}"
         if not binding_of(self.backend, self.row).group_scales:
             return f"no kernel for {self.row.name} with group_size={size}"
         return f"its {inputs} inputs are no multiple of group_size={size}" if inputs % size else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...backends.base.op import Output
@@ -85,17 +86,28 @@ class PlaceObservers:
             count += 1
         return count
 
-    def _pool_behind(self, value: fx.Node) -> Callable[[Tensor], Tensor] | None:
+    def _pool_behind(self, value: fx.Node) -> MaxPool | None:
         """The max pool that is all that reads ``value``. It gives the same before and after rounding."""
         (reader, *others) = value.users
         row = OPS.of(reader, {}) if reader.op == "call_function" else None
         if others or row is None or not row.name.startswith("max_pool") or len(reader.all_input_nodes) > 1:
             return None
-        return partial(_called, row.canonical, reader.args[1:], dict(reader.kwargs))
+        if reader.kwargs.get("return_indices"):
+            return None
+        return MaxPool(row.name, reader.args[1:], dict(reader.kwargs))
 
 
-def _called(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Any:
-    return function(x, *args, **kwargs)
+@dataclass(frozen=True)
+class MaxPool:
+    """A call of a function of ``torch.nn.functional``, which itself cannot be pickled."""
+
+    name: str
+    args: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result: Tensor = getattr(F, self.name)(x, *self.args, **self.options)
+        return result
 
 
 def _observed(gm: fx.GraphModule) -> set[fx.Node]:

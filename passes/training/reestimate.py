@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -28,24 +28,36 @@ STEP = 100.0  # a variance falls at most by this factor in a round
 
 
 @torch.no_grad()
-def reestimate(gm: fx.GraphModule, batches: Sequence[Batch]) -> int:
-    """Set the running statistics of the normalizations of ``gm``, which is in eval mode. Returns how many.
+def reestimate(gm: fx.GraphModule, batches: Sequence[Batch], norms: Collection[nn.Module]) -> int:
+    """Set the running statistics of ``norms``, called by ``gm``, which is in eval mode. Returns how many are set.
 
-    Those of a layer that is called several times stay as they are.
+    Those of a normalization that is called several times stay as they are.
     """
-    calls = Counter(str(n.target) for n in gm.graph.nodes if n.op == "call_module")
-    modules, stepper, count = dict(gm.named_modules()), Stepper(gm, batches), 0
-    for node in list(gm.graph.nodes):
+    modules = dict(gm.named_modules(remove_duplicate=False))
+    calls: dict[fx.Node, tuple[nn.Module, Any]] = {}
+    for node in gm.graph.nodes:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         norm = module.norm if isinstance(module, SimulatedLayer) else module
-        if not isinstance(norm, _BatchNorm) or norm.running_var is None or calls[str(node.target)] > 1:
-            continue
-        _settle(module, norm, [args[0] for args in stepper.before(node)])
-        count += 1
-    return count
+        if module is not None and isinstance(norm, _BatchNorm):
+            calls[node] = module, norm
+    count = Counter(norm for _, norm in calls.values())
+    kept = {norm: (norm.running_mean, norm.running_var) for norm in count if norm.running_var is not None}
+    settled = {n for n, (_, norm) in calls.items() if norm in norms and norm in kept and count[norm] == 1}
+    settled = {n for n in settled if len(n.args) == 1 and not n.kwargs}
+    before = {norm: [t.clone() for t in tensors] for norm, tensors in kept.items()}
+    stepper = Stepper(gm, batches)
+    try:
+        for node in (n for n in calls if n in settled):
+            _settle(*calls[node], [args[0] for args in stepper.before(node)])
+    except BaseException:
+        for norm, tensors in kept.items():
+            for tensor, old in zip(tensors, before[norm], strict=True):
+                tensor.copy_(old)
+        raise
+    return len(settled)
 
 
-def _settle(module: nn.Module | None, norm: Any, inputs: Sequence[Tensor]) -> None:
+def _settle(module: nn.Module, norm: Any, inputs: Sequence[Tensor]) -> None:
     """Take the variance that is nearest to that of the output, of some that lead towards it, and the mean with it."""
     best, least = (norm.running_mean.clone(), norm.running_var.clone()), math.inf
     for _ in range(ROUNDS):
@@ -62,7 +74,7 @@ def _settle(module: nn.Module | None, norm: Any, inputs: Sequence[Tensor]) -> No
     norm.running_var.copy_(best[1])
 
 
-def _moments(module: nn.Module | None, norm: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _moments(module: nn.Module, norm: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of what a normalization is given."""
     near = norm.running_mean.clone()  # squares of differences to it lose no digits
     count, total, squares = 0, torch.zeros_like(near), torch.zeros_like(near)

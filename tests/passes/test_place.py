@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -163,3 +164,48 @@ def test_an_activation_is_not_absorbed_past_another_reader() -> None:
     assert "not absorbed" in " ".join(r.reason for r in q.report.rows) or row(q, "relu").precision == "int8"
     x = images()
     assert sqnr(model(x), q(x)) > 25
+
+
+class Pooled(nn.Module):
+    """A convolution whose least values a pool drops."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.pool = nn.MaxPool2d(2, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.first(x))
+        return self.last(y[0] if isinstance(y, tuple) else y)
+
+
+def test_what_a_max_pool_drops_needs_no_range() -> None:
+    torch.manual_seed(0)
+    model, x = Pooled().eval(), torch.randn(8, 3, 16, 16)
+    q = fxquant.compile(model, calibration=[x], config=fxquant.QuantConfig(observer="minmax"), backend="reference")
+    (row,) = [row for row in q.report.rows if row.node == "first"]
+    assert row.qparams is not None
+    low, high = (row.qparams.scale * (bound - row.qparams.zero_point) for bound in (0, 255))
+    with torch.no_grad():
+        whole = model.first(x)
+        passed = model.pool(whole)
+    assert low == pytest.approx(float(passed.min()), abs=row.qparams.scale)
+    assert high == pytest.approx(float(passed.max()), abs=row.qparams.scale)
+    assert float(whole.min()) < low - 5 * row.qparams.scale
+
+
+def test_a_pool_that_returns_indices() -> None:
+    torch.manual_seed(0)
+    model, x = Pooled(return_indices=True).eval(), torch.randn(4, 3, 8, 8)
+    q = fxquant.compile(model, calibration=[x], backend="llvm")
+    assert sqnr(model(x), q(x)) > 25
+
+
+def test_observers_in_front_of_a_pool_can_be_pickled() -> None:
+    prepared = fxquant.prepare(Pooled().eval(), calibration=[torch.randn(2, 3, 8, 8)])
+    observers = [m for m in prepared.modules() if isinstance(m, Observer)]
+    assert any(m.behind is not None for m in observers)
+    x = torch.randn(1, 4, 4, 4)
+    for observer in observers:
+        again = pickle.loads(pickle.dumps(observer))
+        assert observer.behind is None or torch.equal(again.behind(x), observer.behind(x))

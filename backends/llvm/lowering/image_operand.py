@@ -28,13 +28,15 @@ def image_operand(
     if matrix.weight.is_floating_point():
         return RowOperand(builder.channels_last(value, node, 0, halo))
     axes = len(value.shape)
+    parts = _parts(value.numel // value.shape[0])
+    if parts is None:
+        return None
     source = builder.channels_last(value, node, 0)
     if not source.whole or source.storage.root.halo:
         source = builder.copied(source, node, (0, *range(2, axes), 1))
-    pixels = source.permuted((0, *range(2, axes), 1)).reshaped((value.shape[0], value.numel // value.shape[0]))
-    ranges = None if pixels is None else _range(builder, node, pixels)
-    if ranges is None:
-        return None
+    rows = source.permuted((0, *range(2, axes), 1)).reshaped((value.shape[0], value.numel // value.shape[0]))
+    assert rows is not None  # it is whole
+    ranges = _range(builder, node, rows, parts)
 
     def number(place: int) -> Form:
         part = ranges.narrowed(1, place, 1)
@@ -48,20 +50,29 @@ def image_operand(
     return RowOperand(integers, zero, scale)
 
 
-def _range(builder: Builder, node: fx.Node, rows: Value) -> Value | None:
-    """The range of each row [N, elements]: fp32 [N, 3]. A long row is cut into parts, whose extremes come first."""
-    while rows.shape[1] > LARGEST:
-        count, size = rows.shape
-        part = next((n for n in range(LARGEST, LARGEST // 16, -1) if size % n == 0), None)
-        parts = None if part is None else rows.reshaped((count, size // part, part))
-        if part is None or parts is None:
+def _parts(elements: int) -> list[int] | None:
+    """The lengths of the parts that rows are cut to until they fit a kernel; None: they have no divisor that does."""
+    found: list[int] = []
+    while elements > LARGEST:
+        part = next((n for n in range(LARGEST, LARGEST // 16, -1) if elements % n == 0), None)
+        if part is None:
             return None
-        found = Value.of(Storage("f32", (count, size // part, 2), (0, 1, 2), dense=True))
-        builder.add(RowStep(node, Form.of(Total()), found, operation="extremes", source=read_form(parts), size=part))
-        merged = found.reshaped((count, 2 * (size // part)))
-        assert merged is not None  # it is dense
+        found.append(part)
+        elements = 2 * (elements // part)
+    return found
+
+
+def _range(builder: Builder, node: fx.Node, rows: Value, parts: Sequence[int]) -> Value:
+    """The range of each row [N, elements]: fp32 [N, 3]. A long row is cut into parts, whose extremes come first."""
+    count = rows.shape[0]
+    for part in parts:
+        pieces = rows.reshaped((count, rows.shape[1] // part, part))
+        found = Value.of(Storage("f32", (count, rows.shape[1] // part, 2), (0, 1, 2), dense=True))
+        merged = found.reshaped((count, 2 * found.shape[1]))
+        assert pieces is not None and merged is not None  # they are dense
+        builder.add(RowStep(node, Form.of(Total()), found, operation="extremes", source=read_form(pieces), size=part))
         rows = merged
-    ranges = Value.of(Storage("f32", (rows.shape[0], 3), (0, 1), dense=True))
+    ranges = Value.of(Storage("f32", (count, 3), (0, 1), dense=True))
     builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(rows), size=rows.shape[1]))
     return ranges
 

@@ -225,7 +225,7 @@ class Lowering:
             return node
         lazy = builder.read(node)
         order = tuple(range(len(lazy.shape)))
-        if len(order) == 4 and self.channels_last:
+        if lazy.order == CHANNELS_LAST and self.channels_last:
             order = CHANNELS_LAST
         place = len(self.outputs)
         storage = Storage("f32", lazy.shape, order, "output", place, dense=True)

@@ -13,13 +13,19 @@ from ...base.dynamic_layer import DynamicLayer, ReferenceLayer
 from ...base.dynamic_spec import DynamicSpec
 from ...base.program import FrozenProgram
 from ...base.weights import IntegerWeight
+from ...base.windows import is_pointwise
 from ..codegen.isa import Isa
 from .programs import PlannedProgram
 from .results import PaddedReference
 from .row_products import is_four_bits
 from .weights import WeightStore
 
-KINDS = {torch.int8: "int8 products, a scale per row", torch.float16: "products with fp16 weights"}
+
+def _kind(spec: DynamicSpec) -> str:
+    if spec.dtype == torch.float16:
+        return "products with fp16 weights"
+    window = hasattr(spec.layer, "kernel_size")
+    return f"int8 products, a scale per {'row' if not window else 'pixel' if is_pointwise(spec.layer) else 'image'}"
 
 
 class Programs:
@@ -46,8 +52,8 @@ class PlannedLayer(DynamicLayer):
     """
 
     def __init__(self, spec: DynamicSpec, isa: Isa) -> None:
-        super().__init__(spec, f"{isa.name} {KINDS[spec.dtype]}{_details(spec)}")
-        self.weight_bytes -= sum(w.integers.numel() // 2 for w in _integers(spec) if is_four_bits(w))
+        super().__init__(spec, f"{isa.name} {_kind(spec)}{_details(spec)}")
+        self.weight_bytes -= sum(w.integers.numel() // 2 for w in _integers(spec) if _in_four_bits(spec, w))
         self._isa = isa
         self._reference = [ReferenceLayer(spec)]  # in a list: not a submodule
         self.spec = self._reference[0].spec
@@ -82,13 +88,18 @@ def _integers(spec: DynamicSpec) -> list[IntegerWeight]:
     return [w for w in spec.weights.values() if isinstance(w, IntegerWeight)]
 
 
+def _in_four_bits(spec: DynamicSpec, weight: IntegerWeight) -> bool:
+    """Depthwise kernels have no weights of 4 bits."""
+    return is_four_bits(weight) and not getattr(spec.layer, "groups", 1) == weight.integers.shape[0] > 1
+
+
 def _details(spec: DynamicSpec) -> str:
     """What the name of a kernel says of its weights and its output."""
     integers = _integers(spec)
     groups = sorted({w.integers[0].numel() // w.blocks for w in integers if w.blocks > 1})
     parts = {
         "fp16 weights of the input": bool(integers) and len(integers) < len(spec.weights),
-        "4-bit weights": any(map(is_four_bits, integers)),
+        "4-bit weights": any(_in_four_bits(spec, w) for w in integers),
         f"a scale per {' or '.join(map(str, groups))} weights": bool(groups),
         "relu": spec.relu,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def _empty_image(conv: Any, value: Tensor) -> Tensor | None:
     padding = windows if conv.padding == "same" else [2 * p for p in padding_of(conv)]
     spans = (n + p - w for n, p, w in zip(value.shape[2:], padding, windows, strict=True))
     sizes = [(span - 1) // stride + 1 for span, stride in zip(spans, conv.stride, strict=True)]
-    if min(sizes) < 1:
+    if min(sizes) < 1 or not math.prod(value.shape[1:]):
         return None
     return value.new_zeros(value.shape[0], conv.out_channels, *sizes)
 

@@ -21,7 +21,7 @@ class RowStep(Step):
     """Works on the last axis; the sum of its form is the normalized value.
 
     Attributes:
-        operation: what is computed of a row. Their target has three numbers for each row for a range,
+        operation: what is computed of a row. The target has three numbers for each row for a range,
             two for extremes.
         source: what a row holds.
         size: of a row.

@@ -22,11 +22,9 @@ def _refuse_mean_of_all(call: Call) -> str | None:
 
 
 def _max_pool(dims: int) -> OpRow:
-    functions = getattr(torch, f"max_pool{dims}d"), getattr(F, f"max_pool{dims}d_with_indices")
-    return shared(
-        f"max_pool{dims}d", getattr(F, f"max_pool{dims}d"), (getattr(nn, f"MaxPool{dims}d"), *functions), _MAX,
-        refuse=_refuse_indices, keeps_channels=True,
-    )  # fmt: skip
+    spellings = getattr(nn, f"MaxPool{dims}d"), getattr(torch, f"max_pool{dims}d")
+    function = getattr(F, f"max_pool{dims}d")
+    return shared(f"max_pool{dims}d", function, spellings, _MAX, refuse=_refuse_indices, keeps_channels=True)
 
 
 ROWS = [

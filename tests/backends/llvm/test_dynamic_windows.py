@@ -130,3 +130,32 @@ def test_an_override_asks_for_a_convolution_that_is_faster_in_fp32() -> None:
     q = fxquant.compile(nn.Sequential(model), scheme="dynamic", config=config, backend="llvm")
     assert [row.precision for row in q.report.rows] == ["int8 dynamic"]
     assert sqnr([model(x)], [q(x)]) > 35 and torch.equal(q(x[1:]), q(x)[1:])
+
+
+@torch.no_grad()
+def test_depthwise_convolutions_have_fp16_weights() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(32, 32, 3, groups=32).eval(), torch.randn(2, 32, 9, 7)
+    q = fxquant.compile(layer, scheme="dynamic", dtype=torch.float16, backend="llvm")
+    assert [row.precision for row in q.report.rows] == ["fp16"]
+    assert sqnr([layer(x)], [q(x)]) > 60
+
+
+class Attends(nn.Module):
+    """An image, and a value of four axes that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.tokens = nn.Conv2d(8, 32, 3, padding=1), nn.Linear(8, 32)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = self.tokens(x.flatten(2).transpose(1, 2)).unflatten(2, (4, 8)).transpose(1, 2)
+        return self.image(x), tokens @ tokens.transpose(2, 3)
+
+
+@torch.no_grad()
+def test_only_images_are_in_channels_last() -> None:
+    model, x = Attends().eval(), torch.randn(2, 8, 4, 5).contiguous(memory_format=CHANNELS_LAST)
+    q = fxquant.compile(model, scheme="dynamic", backend="llvm")
+    for _ in range(2):
+        assert [y.stride() for y in q(x)] == [y.stride() for y in model(x)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,11 +125,22 @@ def test_a_model() -> None:
     assert "no kernel for embedding with group_size=32" in rows["embedding"].reason
 
 
+@pytest.mark.parametrize("layer", [nn.Conv2d(64, 200, 1, padding=1), nn.Conv2d(64, 512, 1, groups=2)], ids=str)
+@torch.no_grad()
+def test_windows_of_one_pixel_that_are_no_linear_layers(layer: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, 5, 4)
+    both = made(layer, None, weight_bits=4, group_size=16)
+    assert torch.allclose(both.compiled(x), both.reference(x), atol=1e-4)
+    assert "no kernel for windows, groups or padding" in both.remark and "a scale per image" in both.compiled.kernel
+
+
 @pytest.mark.parametrize("backend, size", [("x86", 32), ("llvm", 48), ("llvm", 1024)])
-def test_a_size_that_suits_no_layer(backend: str, size: int) -> None:
+def test_a_size_that_suits_no_layer(backend: Any, size: int) -> None:
     config = fxquant.QuantConfig(weight_bits=4, group_size=size)
+    model = nn.Sequential(nn.Linear(64, 640), nn.Linear(640, 1)).eval()  # the last layer becomes fp16
     with pytest.raises(ConfigError, match=f"No layer can have group_size={size}: "):
-        fxquant.compile(nn.Linear(64, 32).eval(), scheme="dynamic", config=config, backend=backend)  # type: ignore[arg-type]
+        fxquant.compile(model, scheme="dynamic", config=config, backend=backend)
 
 
 @pytest.mark.parametrize(

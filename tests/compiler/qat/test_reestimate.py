@@ -96,8 +96,10 @@ def test_a_channel_that_is_rounded_to_zero() -> None:
     """Its variance is zero: with a gain to match, it would set the scale of all others."""
     torch.manual_seed(0)
     model = nn.Sequential(*conv_bn(1, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
-    model[0].weight.data[3] *= 1e-3  # type: ignore[index,union-attr]
-    model[1].running_var[3] *= 1e-2  # type: ignore[index,union-attr]
+    conv, norm = model[0], model[1]
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None
+    conv.weight.data[3] *= 1e-3
+    norm.running_var[3] *= 1e-2
     q, x = prepared(model), load_digits().train[0][: 8 * ITEMS]
     for part in x.split(ITEMS):
         q.train()(part)
@@ -141,12 +143,16 @@ def test_convert_in_training_mode_is_the_same() -> None:
     assert torch.equal(first, fxquant.convert(q.eval())(x))
 
 
-@pytest.mark.parametrize("how", ["frozen", "few items", "a checkpoint", "no gradients"])
+@pytest.mark.parametrize("how", ["frozen", "in eval mode", "no momentum", "few items", "a checkpoint", "no gradients"])
 def test_statistics_that_stay(how: str) -> None:
     torch.manual_seed(0)
     q = prepared(net()).train()
+    norms = [m for m in q.modules() if isinstance(m, nn.BatchNorm2d)]
     if how == "frozen":
         q.freeze_batchnorm()
+    for norm in norms:
+        norm.train(how != "in eval mode")
+        norm.momentum = 0.0 if how == "no momentum" else norm.momentum
     count = 1 if how == "few items" else 4
     with torch.set_grad_enabled(how != "no gradients"):
         for x in load_digits().train[0][: count * ITEMS].split(ITEMS):
@@ -157,13 +163,74 @@ def test_statistics_that_stay(how: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in q.eval().float_state_dict().items())
 
 
+class Shared(nn.Module):
+    """One normalization after two layers, and one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(1, 8, 3)
+        self.norm, self.own = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.last = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self.last(torch.relu(self.norm(self.first(x))) + torch.relu(self.norm(self.second(x))))).mean(
+            (2, 3)
+        )
+
+
+def test_a_shared_normalization_stays() -> None:
+    q = prepared(Shared()).train()
+    for x in load_digits().train[0][: 4 * ITEMS].split(ITEMS):
+        q(x)
+    before = copy.deepcopy(q.float_state_dict())
+    changed = {k for k, v in q.eval().float_state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"own.running_mean", "own.running_var"}
+
+
+def test_a_step_that_fails_is_not_remembered() -> None:
+    q, x = prepared(net()).train(), load_digits().train[0][:ITEMS]
+    for _ in range(3):
+        q(x)
+    with pytest.raises(RuntimeError):
+        q(x[:, :, :, :1].expand(-1, 5, -1, -1))
+    assert q._recent.items == 3 * ITEMS
+    assert torch.isfinite(q.eval()(x)).all()
+
+
+def test_nothing_is_half_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = prepared(net()).train()
+    for x in load_digits().train[0][: 4 * ITEMS].split(ITEMS):
+        q(x)
+    before, calls = copy.deepcopy(q.float_state_dict()), iter(range(100))
+    exact = SimulatedLayer.before_norm
+
+    def failing(self: SimulatedLayer, x: Tensor) -> Tensor:
+        if next(calls) == 20:
+            raise MemoryError
+        return exact(self, x)
+
+    monkeypatch.setattr(SimulatedLayer, "before_norm", failing)
+    with pytest.raises(MemoryError):
+        q.eval()
+    assert all(torch.equal(v, before[k]) for k, v in q.float_state_dict().items())
+
+
+def test_a_model_without_normalizations_keeps_no_batches() -> None:
+    q = prepared(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))).train()
+    q(load_digits().train[0][:ITEMS])
+    assert q._recent.items == 0
+
+
 def test_which_batches_are_kept() -> None:
-    kept = RecentBatches()
+    norm: nn.Module = nn.BatchNorm2d(2)
+    kept = RecentBatches(10**6)
     for number in range(20):
-        kept.add(((torch.full((100, 2), float(number)),), {}))
-    taken = kept.taken(10**6)
-    assert [int(args[0][0, 0]) for args, _ in taken] == list(range(20 - -(-KEPT // 100), 20))
-    assert kept.taken(10**6) == []
-    for _ in range(2):
-        kept.add(((torch.zeros(LEAST, 2),), {}))
-    assert len(kept.taken(1)) == 1
+        kept.add(((torch.full((100, 2), float(number)),), {}), [norm])
+    assert [int(args[0][0, 0]) for args, _ in kept.taken()] == list(range(20 - -(-KEPT // 100), 20))
+    assert kept.taken() == [] and kept.norms == {norm}
+    kept.add(((torch.zeros(LEAST - 1, 2),), {}), [norm])
+    assert kept.taken() == []
+    few = RecentBatches(10)  # as many as memory takes
+    for _ in range(5):
+        few.add(((torch.zeros(4, 2),), {}), [norm])
+    assert few.items == 12 and len(few.taken()) == 3

@@ -74,6 +74,7 @@ def convolution(builder: Builder, node: fx.Node, spec: DynamicSpec) -> bool:
         return False
     argument: Any = node.args[0]
     matrix = Matrix.of(builder, spec, "weight")
+    assert matrix.blocks is None
     shape = tuple(spec.layer.get_parameter("weight").shape)
     if len(builder.infos[argument].shape) != len(shape):
         return False
