@@ -27,7 +27,7 @@ def unpooled(m: Any, x: Tensor) -> Tensor:
 
 
 def function(m: Any, x: Tensor) -> Tensor:
-    y, _ = F.max_pool2d_with_indices(m.first(x), 2)
+    y, _ = F.max_pool2d_with_indices(m.first(x), [2, 2])
     return m.last(y)
 
 
