@@ -23,7 +23,7 @@ def branching(m: Any, x: Tensor) -> Tensor:
 
 def unpooled(m: Any, x: Tensor) -> Tensor:
     y, places = m.pool(m.first(x))
-    return m.last(F.max_unpool2d(y, places, 2) if isinstance(places, Tensor) and y.shape[2] > 2 else y)
+    return m.last(F.max_unpool2d(y, places, [2, 2]) if isinstance(places, Tensor) and y.shape[2] > 2 else y)
 
 
 def function(m: Any, x: Tensor) -> Tensor:
