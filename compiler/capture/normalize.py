@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from ...backends.base.op import Call, OpRow, Output
@@ -19,6 +20,7 @@ from .size_reads import delay_size_reads
 
 _ITSELF = ("data", "real")  # attributes of a real tensor that are the tensor, in the same memory
 _NUMBERS = ("item",)  # methods that give what Python computes with
+_WITH_INDICES = tuple(getattr(F, f"max_pool{d}d_with_indices") for d in (1, 2, 3))  # whatever return_indices is
 _SYNONYMS = {"axis": "dim", "keepdims": "keepdim", "axis0": "dim0", "axis1": "dim1"}
 
 
@@ -56,6 +58,8 @@ def normalize(gm: fx.GraphModule, at_owners: bool = False) -> int:
         if node.target in PURE and all(n in sharing.numbers for n in node.all_input_nodes):
             node.target = PURE[node.target]  # Python's numbers do not change
         row = OPS.of(node, modules)
+        if node.target in _WITH_INDICES:
+            node.kwargs = {**node.kwargs, "return_indices": True}
         if node.target == "view" and any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
             # The same memory as other numbers: not the op that changes shapes.
             node.op, node.target, row = "call_function", torch.Tensor.view, None

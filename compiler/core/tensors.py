@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .errors import CallError
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -16,6 +19,20 @@ def tensors_of(value: Any) -> list[Tensor]:
     if isinstance(value, dict):
         value = list(value.values())
     return [t for v in value for t in tensors_of(v)] if isinstance(value, list | tuple) else []
+
+
+def check_dense(value: Tensor, name: str) -> None:
+    """Refuse a tensor whose memory kernels cannot read.
+
+    Args:
+        name: of the input.
+
+    Raises:
+        CallError: names the input.
+    """
+    if value.device.type != "cpu" or value.layout != torch.strided:
+        kind = str(value.layout).removeprefix("torch.")
+        raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got a {kind} tensor on '{value.device}'.")
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

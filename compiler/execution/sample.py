@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from ..core.errors import CalibrationError
-from ..core.tensors import tensor_bytes
+from ..core.tensors import map_tensors, tensor_bytes, tensors_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments of forward()
 
@@ -22,7 +20,7 @@ class Sample(list[Batch]):
     @property
     def full(self) -> bool:
         """Whether :meth:`keep` takes no more."""
-        size = sum(tensor_bytes(v) for batch in self for v in batch_values(batch) if isinstance(v, Tensor))
+        size = sum(tensor_bytes(t) for batch in self for t in tensors_of(batch_values(batch)))
         return len(self) >= SAMPLE_BATCHES or size >= SAMPLE_BYTES
 
     def fill(self, batches: Iterator[Batch]) -> None:
@@ -38,7 +36,7 @@ class Sample(list[Batch]):
 
     def keep(self, batch: Batch) -> None:
         """Append a copy of ``batch``, unless the sample is full or a tensor in the batch is empty."""
-        empty = any(isinstance(v, Tensor) and not v.numel() for v in batch_values(batch))
+        empty = any(not t.numel() for t in tensors_of(batch_values(batch)))
         if not self.full and not empty:
             self.append(copy_batch(batch))
 
@@ -55,9 +53,9 @@ def batch_values(batch: Batch) -> list[Any]:
 
 def items_of(batch: Batch) -> int:
     """How many items a batch has, by its first tensor."""
-    first = next((v for v in batch_values(batch) if isinstance(v, Tensor)), None)
+    first = next(iter(tensors_of(batch_values(batch))), None)
     return 1 if first is None or not first.dim() else first.shape[0]
 
 
 def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    return map_tensors(value, lambda tensor: tensor.detach().clone())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CallError
-from ..core.tensors import is_mask
+from ..core.tensors import check_dense, is_mask
 from ..execution.inputs import Signature
 from ..execution.interface import Interface
 from ..execution.layouts import OutputLayouts
@@ -84,9 +84,7 @@ def _check(name: str, value: Tensor, seen: Any) -> None:
 
     An input that held -inf in calibration (``seen``) is not rounded, and may hold it.
     """
-    if value.device.type != "cpu" or value.layout != torch.strided:
-        kind = str(value.layout).removeprefix("torch.")
-        raise CallError(f"Input '{name}' must be a dense tensor on the CPU, got a {kind} tensor on '{value.device}'.")
+    check_dense(value, name)
     # A sum is an order of magnitude faster than isfinite(); large numbers can overflow it.
     if value.dtype != torch.float32 or math.isfinite(float(value.sum())) or torch.isfinite(value).all():
         return

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import fxquant
 from fxquant import CalibrationError, ConfigError, ModelError
+from fxquant.compiler.core.tensors import tensors_of
+from fxquant.compiler.execution.sample import copy_batch, items_of
 
 from .toys import compiled, images, small, sqnr
 
@@ -171,3 +173,12 @@ def test_targets_in_a_dict_are_dropped() -> None:
     batches = [{"left": a, "right": b, "labels": torch.arange(5)} for a, b in pairs()]
     for model in (Optional(), TwoInputs()):
         expected_to_work(model, batches, *pairs(1)[0])
+
+
+def test_kept_batches_have_tensors_of_their_own() -> None:
+    """In containers, too: a loader may fill one buffer again and again."""
+    buffer = torch.zeros(3, 4)
+    kept = copy_batch((([buffer, {"x": buffer}], "name"), {"more": (buffer,)}))
+    buffer.fill_(1)
+    assert items_of(kept) == 3
+    assert kept[0][1] == "name" and not any(t.any() for t in tensors_of([*kept[0], *kept[1].values()]))

@@ -1,4 +1,4 @@
-"""Max pools that return indices, in models that torch.export captures."""
+"""Max pools that return indices, in models that torch.fx or torch.export captures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def function(m: Any, x: Tensor) -> Tensor:
     return m.last(y)
 
 
-@pytest.mark.parametrize("forward", [branching, unpooled, function])
+def first_of_a_function(m: Any, x: Tensor) -> Tensor:
+    return m.last(F.max_pool2d_with_indices(m.first(x), [2, 2])[0])
+
+
+@pytest.mark.parametrize("forward", [branching, unpooled, function, first_of_a_function])
 @pytest.mark.parametrize("backend", ["llvm", "x86", "reference"])
 def test_only_the_values_are_read_on(forward: Callable[..., Tensor], backend: Any) -> None:
     torch.manual_seed(0)

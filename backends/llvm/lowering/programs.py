@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ....compiler.core.errors import CallError
 from ....compiler.core.interrupts import held
 from ....compiler.core.locks import process_lock
 from ....compiler.core.progress import log
+from ....compiler.core.tensors import check_dense
 from ....compiler.execution.inputs import Signature
 from ...base.backend import KernelChoice
 from ...base.program import FrozenProgram
@@ -85,7 +86,7 @@ class PlannedProgram:
 
     def _given(self, args: Any, kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
         values = self._signature.bind(args, kwargs)
-        return {n: _readable(v) for n, v in zip(self._inputs, values, strict=True)}
+        return {n: _readable(v, str(n.target)) for n, v in zip(self._inputs, values, strict=True)}
 
     def _planned(self, given: Mapping[fx.Node, Any]) -> Plan:
         key = _key_of(given)
@@ -115,13 +116,11 @@ class PlannedProgram:
             return self._plans[key]
 
 
-def _readable(value: Any) -> Any:
+def _readable(value: Any, name: str) -> Any:
     """Tensors that kernels can read: without gradient, and without lazy negation or overlap."""
     if not isinstance(value, Tensor):
-        return value if isinstance(value, PLAIN) else pytree.tree_map_only(Tensor, _readable, value)
-    if value.device.type != "cpu" or value.layout != torch.strided:
-        kind = str(value.layout).removeprefix("torch.")
-        raise CallError(f"An input must be a dense tensor on the CPU, got a {kind} tensor on '{value.device}'.")
+        return value if isinstance(value, PLAIN) else pytree.tree_map_only(Tensor, partial(_readable, name=name), value)
+    check_dense(value, name)
     value = value.detach()
     if value.dtype == torch.float32 and not (value.is_contiguous() or _channels_last(value)):
         value = value.contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...base.dynamic_layer import ReferenceLayer
 from ...base.dynamic_spec import DynamicSpec
-from ...base.windows import padding_of
+from ...base.windows import halo_of
 from .gather import has_equal_bags
 
 
@@ -71,7 +71,7 @@ def _empty_image(conv: Any, value: Tensor) -> Tensor | None:
     if value.dim() != len(conv.stride) + 2 or value.shape[1] != conv.in_channels:
         return None
     windows = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    padding = windows if conv.padding == "same" else [2 * p for p in padding_of(conv)]
+    padding = [low + high for low, high in halo_of(conv)]
     spans = (n + p - w for n, p, w in zip(value.shape[2:], padding, windows, strict=True))
     sizes = [(span - 1) // stride + 1 for span, stride in zip(spans, conv.stride, strict=True)]
     if min(sizes) < 1 or not math.prod(value.shape[1:]):

@@ -22,7 +22,8 @@ def _refuse_mean_of_all(call: Call) -> str | None:
 
 
 def _max_pool(dims: int) -> OpRow:
-    spellings = getattr(nn, f"MaxPool{dims}d"), getattr(torch, f"max_pool{dims}d")
+    pairs = getattr(F, f"max_pool{dims}d_with_indices")
+    spellings = getattr(nn, f"MaxPool{dims}d"), getattr(torch, f"max_pool{dims}d"), pairs
     function = getattr(F, f"max_pool{dims}d")
     return shared(f"max_pool{dims}d", function, spellings, _MAX, refuse=_refuse_indices, keeps_channels=True)
 

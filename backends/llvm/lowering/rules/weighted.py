@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, fx
 
+from ....base.windows import halo
 from ..builder import Builder
 from ..contraction import ContractionStep, Window
 from ..layer_operands import read_operands
@@ -28,9 +29,9 @@ def convolution(builder: Builder, node: fx.Node) -> bool:
     axes = weight.dim() - 2
     if len(operands.value.shape) != axes + 2:
         return False
-    windows, halo = windows_of(builder, node, tuple(weight.shape[2:]))
+    windows, around = windows_of(builder, node, tuple(weight.shape[2:]))
     groups = int(builder.param(node, "groups", 1))
-    source = builder.channels_last(operands.value, node, operands.zero, halo)
+    source = builder.channels_last(operands.value, node, operands.zero, around)
 
     def draft(form: Form, target: Value) -> list[Step]:
         own = operands.without_zero(form, weight)
@@ -47,15 +48,10 @@ def windows_of(
     """The windows of a convolution by axis, and the elements of padding before and after each axis."""
     axes = len(sizes)
     strides, dilations = (each(builder.param(node, name, 1), axes) for name in ("stride", "dilation"))
-    paddings = builder.param(node, "padding", 0)
-    if paddings == "same":
-        halo = [
-            (total // 2, total - total // 2) for total in (d * (k - 1) for d, k in zip(dilations, sizes, strict=True))
-        ]
-    else:
-        halo = [(p, p) for p in each(0 if paddings == "valid" else paddings, axes)]
-    before = [low for low, _ in halo]
-    return tuple(Window(*w) for w in zip(sizes, strides, before, dilations, strict=True)), halo
+    padding = builder.param(node, "padding", 0)
+    around = halo(padding if isinstance(padding, str) else each(padding, axes), sizes, dilations)
+    before = [low for low, _ in around]
+    return tuple(Window(*w) for w in zip(sizes, strides, before, dilations, strict=True)), around
 
 
 def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
@@ -79,8 +75,8 @@ def transposed_convolution(builder: Builder, node: fx.Node) -> bool:
         [Phase.of(first, *numbers) for first in range(min(numbers[0], numbers[4]))]
         for numbers in zip(strides, weight.shape[2:], paddings, inputs, outputs, strict=True)
     ]
-    halo = [(max(p.before for p in axis), max(p.after for p in axis)) for axis in phases]
-    source = builder.channels_last(operands.value, node, operands.zero, halo)
+    around = [(max(p.before for p in axis), max(p.after for p in axis)) for axis in phases]
+    source = builder.channels_last(operands.value, node, operands.zero, around)
 
     def draft(form: Form, target: Value) -> list[Step]:
         steps: list[Step] = []
