@@ -130,8 +130,8 @@ def _only_values(pool: fx.Node) -> bool:
 
 
 def _as_max_pool(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Spelling:
-    options = kwargs if _only_values(node) else {**kwargs, "return_indices": True}
-    return "call_function", _POOLS[name_of(node.target)], args, options
+    name = name_of(node.target)
+    return "call_function", _POOLS[name] if _only_values(node) else _function(name), args, kwargs
 
 
 _SPECIAL: dict[str, Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Spelling]] = {

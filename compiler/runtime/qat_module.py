@@ -98,8 +98,7 @@ class QATModule(nn.Module, InTraining):
     def _reestimate(self) -> None:
         """Let the statistics of batch normalizations fit the weights as they are now, on the last batches."""
         prepared, ours = self.training_model.prepared, self.fake_quants
-        batches, norms = self._recent.taken(), set(self._recent.norms)
-        self._recent.clear()
+        batches, norms = self._recent.taken()
         if batches and not ours.due(ours.freeze_batchnorm_at):
             reestimate(prepared.gm, batches, norms)
 

@@ -41,12 +41,12 @@ class RecentBatches:
         self._batches.clear()
         self.norms.clear()
 
-    def taken(self) -> list[Batch]:
-        """All batches, which are dropped; none if they are too few."""
+    def taken(self) -> tuple[list[Batch], set[nn.Module]]:
+        """All batches, or none if they are too few, and the normalizations. All are dropped."""
         enough = self.items >= min(LEAST, self.most)
-        batches = [batch for batch, _ in self._batches]
-        self._batches.clear()
-        return batches if enough else []
+        batches, norms = [batch for batch, _ in self._batches if enough], set(self.norms)
+        self.clear()
+        return batches, norms
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecentBatches:
         """The same batches, and the copies of the normalizations, which are copied before."""

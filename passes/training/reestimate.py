@@ -3,8 +3,8 @@ r"""New running statistics for batch normalizations, which fit the rounded weigh
 In training, running statistics lag behind the weights; and with few bits, a new running variance rounds the folded
 weight :math:`g W` to other integers, whose output has other statistics. So the statistics of each normalization are
 computed again, in the order in which they run, with all layers before as they are in eval mode. The weight depends on
-the variance, which is therefore found by trials; then comes the mean, on which no weight depends. Statistics from a few
-batches after training are known as precise batch normalization (Wu and Johnson 2021, arXiv:2105.07576, section 3).
+the variance, which is therefore found by trials; no weight depends on the mean. Statistics from a few batches after
+training are known as precise batch normalization (Wu and Johnson 2021, arXiv:2105.07576, section 3).
 """
 
 from __future__ import annotations
@@ -41,18 +41,23 @@ def reestimate(gm: fx.GraphModule, batches: Sequence[Batch], norms: Collection[n
         if module is not None and isinstance(norm, _BatchNorm):
             calls[node] = module, norm
     count = Counter(norm for _, norm in calls.values())
-    kept = {norm: (norm.running_mean, norm.running_var) for norm in count if norm.running_var is not None}
-    settled = {n for n, (_, norm) in calls.items() if norm in norms and norm in kept and count[norm] == 1}
-    settled = {n for n in settled if len(n.args) == 1 and not n.kwargs}
-    before = {norm: [t.clone() for t in tensors] for norm, tensors in kept.items()}
+    settled = [
+        node
+        for node, (_, norm) in calls.items()
+        if norm in norms
+        and norm.running_var is not None
+        and count[norm] == 1
+        and len(node.args) == 1
+        and not node.kwargs
+    ]
+    before = [(t, t.clone()) for n in settled for t in (calls[n][1].running_mean, calls[n][1].running_var)]
     stepper = Stepper(gm, batches)
     try:
-        for node in (n for n in calls if n in settled):
+        for node in settled:
             _settle(*calls[node], [args[0] for args in stepper.before(node)])
     except BaseException:
-        for norm, tensors in kept.items():
-            for tensor, old in zip(tensors, before[norm], strict=True):
-                tensor.copy_(old)
+        for tensor, old in before:
+            tensor.copy_(old)
         raise
     return len(settled)
 

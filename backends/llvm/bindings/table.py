@@ -14,8 +14,6 @@ from ...base.windows import is_pointwise
 from ...ops.embedding import refuse_bag, refuse_changing_table
 
 BETWEEN = "it computes in fp32 inside"
-
-
 FEW_PRODUCTS = 128  # of each input value: quantizing it costs more than they gain
 
 

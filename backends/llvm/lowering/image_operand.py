@@ -8,12 +8,12 @@ from typing import Any
 from torch import fx
 
 from .builder import Builder
-from .lazy import bounded, read_form
-from .row_products import Matrix, RowOperand
+from .lazy import read_form
+from .row_products import Matrix, RowOperand, in_steps, row_ranges
 from .row_steps import LARGEST, RowStep
 from .steps import ElementwiseStep
 from .storage import Storage
-from .terms import Apply, Form, Total
+from .terms import Form, Total
 from .values import Value
 
 
@@ -45,8 +45,8 @@ def image_operand(
         return read_form(part)
 
     factor, zero, scale = (number(i) for i in range(3))
-    steps = Form.of(Apply("mul", (read_form(source), factor))).plus(zero)
-    integers = _padded(builder, node, bounded(steps, 0.0, 255.0), zero, source, "s16" if matrix.wide else "u8", halo)
+    form = in_steps(read_form(source), factor, zero)
+    integers = _padded(builder, node, form, zero, source, "s16" if matrix.wide else "u8", halo)
     return RowOperand(integers, zero, scale)
 
 
@@ -72,9 +72,7 @@ def _range(builder: Builder, node: fx.Node, rows: Value, parts: Sequence[int]) -
         assert pieces is not None and merged is not None  # they are dense
         builder.add(RowStep(node, Form.of(Total()), found, operation="extremes", source=read_form(pieces), size=part))
         rows = merged
-    ranges = Value.of(Storage("f32", (count, 3), (0, 1), dense=True))
-    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(rows), size=rows.shape[1]))
-    return ranges
+    return row_ranges(builder, node, rows)
 
 
 def _padded(

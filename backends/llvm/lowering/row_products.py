@@ -125,12 +125,22 @@ def row_operand(builder: Builder, node: fx.Node, value: Value, matrices: Sequenc
     if matrices[0].weight.is_floating_point():
         return RowOperand(value)
     axes = tuple(range(len(value.shape)))
-    ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), axes, dense=True))
-    source, size = read_form(value), value.shape[-1]
-    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=source, size=size))
+    ranges = row_ranges(builder, node, value)
     factor, zero, scale = (read_form(ranges.narrowed(axes[-1], i, 1)) for i in range(3))
     element: Any = "s16" if any(m.wide for m in matrices) else "u8"
     integers = Value.of(Storage(element, value.shape, axes, dense=True))
-    steps = Form.of(Apply("mul", (source, factor))).plus(zero)
-    builder.add(ElementwiseStep(node, bounded(steps, 0.0, 255.0), integers))
+    builder.add(ElementwiseStep(node, in_steps(read_form(value), factor, zero), integers))
     return RowOperand(integers, zero, scale)
+
+
+def row_ranges(builder: Builder, node: fx.Node, value: Value) -> Value:
+    """1 / scale, zero point and scale of each row of ``value``: fp32 [..., 3]."""
+    axes, size = tuple(range(len(value.shape))), value.shape[-1]
+    ranges = Value.of(Storage("f32", (*value.shape[:-1], 3), axes, dense=True))
+    builder.add(RowStep(node, Form.of(Total()), ranges, operation="range", source=read_form(value), size=size))
+    return ranges
+
+
+def in_steps(source: Form, factor: Form, zero: Form) -> Form:
+    """The integers of ``source``, of 8 bits, before they are rounded."""
+    return bounded(Form.of(Apply("mul", (source, factor))).plus(zero), 0.0, 255.0)

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 import fxquant
 from fxquant.backends.base.program import FrozenProgram, copy_program
+from fxquant.backends.llvm.backend import LLVMBackend
 from fxquant.backends.llvm.codegen.isa import Isa
 from fxquant.backends.llvm.codegen.isas import available
 from fxquant.backends.llvm.lowering.drop_pairs import drop_pairs
@@ -23,10 +24,20 @@ from fxquant.backends.llvm.lowering.row_steps import RowStep
 from fxquant.backends.llvm.lowering.states import split_states
 from fxquant.backends.llvm.lowering.steps import FillStep, Step
 from fxquant.compiler.runtime.quantized_module import QuantizedModule
+from fxquant.passes.dynamic.layer_maker import LayerMaker, MadeLayer
+from fxquant.passes.dynamic.plan import LayerRequest
 
 from .oracle import evaluate
 
 BEST = available()[0]
+
+
+def made(layer: nn.Module, isa: Isa | None = None, dtype: torch.dtype = torch.int8, **config: Any) -> MadeLayer:
+    """A layer that quantizes its input at run time, or that has fp16 weights."""
+    request = LayerRequest(dtype, fxquant.QuantConfig(**config))
+    both = LayerMaker(LLVMBackend(isa=isa)).make(layer.eval(), request, False)
+    assert isinstance(both, MadeLayer), both
+    return both
 
 
 def frozen(model: nn.Module, calibration: Sequence[tuple[Tensor, ...]], **options: Any) -> FrozenProgram:

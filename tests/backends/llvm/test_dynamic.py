@@ -8,20 +8,12 @@ from torch import Tensor, nn
 
 import fxquant
 from fxquant.backends.base.dynamic_layer import ReferenceLayer
-from fxquant.backends.llvm.backend import LLVMBackend
 from fxquant.backends.llvm.codegen.isas import available
 from fxquant.compiler.numerics.metrics import sqnr
 from fxquant.compiler.runtime.call_forms import GraphForm
-from fxquant.passes.dynamic.layer_maker import LayerMaker
-from fxquant.passes.dynamic.plan import LayerRequest
 
 from ...models.sequences import BertEncoder, ViT
-
-
-def made(layer: nn.Module, isa, dtype: torch.dtype = torch.int8):  # type: ignore[no-untyped-def]
-    both = LayerMaker(LLVMBackend(isa=isa)).make(layer, LayerRequest(dtype, fxquant.QuantConfig()), False)
-    assert not isinstance(both, str)
-    return both
+from .support import made
 
 
 @pytest.mark.parametrize("shape", [(1, 70), (5, 70), (2, 3, 70), (70,)], ids=str)

@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 import fxquant
-from fxquant.backends.llvm.backend import LLVMBackend
 from fxquant.backends.llvm.codegen.isas import available
 from fxquant.compiler.numerics.metrics import sqnr
 from fxquant.compiler.runtime.call_forms import GraphForm
-from fxquant.passes.dynamic.layer_maker import LayerMaker
-from fxquant.passes.dynamic.plan import LayerRequest
+
+from .support import made
 
 CONVOLUTIONS = {
     "padding": (nn.Conv2d(16, 24, 3, padding=1), (3, 16, 9, 7)),
@@ -38,14 +37,13 @@ def test_convolutions(name: str, dtype: torch.dtype, bits: int) -> None:
     layer, shape = CONVOLUTIONS[name]
     layer, x = layer.eval(), torch.randn(shape)
     x[0] *= 5
-    request = LayerRequest(dtype, fxquant.QuantConfig(weight_bits=bits))
     isas = available() if name == "padding" else (available()[0], available()[-1])
-    layers = [LayerMaker(LLVMBackend(isa=isa)).make(layer, request, False) for isa in isas]
-    outputs = [made.compiled(x) for made in layers]  # type: ignore[union-attr]
-    assert torch.allclose(outputs[0], layers[0].reference(x), atol=1e-4)  # type: ignore[union-attr]
+    layers = [made(layer, isa, dtype, weight_bits=bits) for isa in isas]
+    outputs = [each.compiled(x) for each in layers]
+    assert torch.allclose(outputs[0], layers[0].reference(x), atol=1e-4)
     assert sqnr([layer(x)], [outputs[0]]) > (60 if dtype == torch.float16 else 36 if bits == 8 else 18)
     assert all(torch.equal(outputs[0], o) for o in outputs[1:])
-    compiled = layers[0].compiled  # type: ignore[union-attr]
+    compiled = layers[0].compiled
     assert torch.equal(compiled(x[1:2]), outputs[0][1:2])
     assert torch.allclose(compiled(x[0]), outputs[0][0], atol=1e-4)  # without a batch axis
 

@@ -9,20 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import fxquant
-from fxquant.backends.llvm.backend import LLVMBackend
+from fxquant.backends.base.weights import IntegerWeight
 from fxquant.backends.llvm.codegen.isas import available
 from fxquant.compiler.core.errors import ConfigError
 from fxquant.compiler.numerics.metrics import sqnr
 from fxquant.compiler.numerics.quantize import round_trip_rows
-from fxquant.passes.dynamic.layer_maker import LayerMaker
-from fxquant.passes.dynamic.plan import LayerRequest
 
-
-def made(layer: nn.Module, isa, **config):  # type: ignore[no-untyped-def]
-    request = LayerRequest(torch.int8, fxquant.QuantConfig(**config))
-    both = LayerMaker(LLVMBackend(isa=isa)).make(layer.eval(), request, False)
-    assert not isinstance(both, str)
-    return both
+from .support import made
 
 
 @pytest.mark.parametrize("rows", [1, 5, 33])
@@ -37,6 +30,7 @@ def test_linear(rows: int, bits: int, group: int | None) -> None:
     assert all(torch.equal(outputs[0], o) for o in outputs[1:])
     (spec,) = both[0].reference.spec
     known = spec.weights["weight"]
+    assert isinstance(known, IntegerWeight)
     groups = known.integers.double().unflatten(1, (-1, group or 96))
     scale = known.scale.double().reshape(50, -1, 1)
     assert groups.abs().max() == 2 ** (bits - 1) - 1 and scale.shape[1] == 96 // (group or 96)
@@ -52,8 +46,8 @@ def test_the_scale_of_a_group_is_that_of_its_largest_weight() -> None:
     x /= torch.logspace(-3, 0, 4).repeat_interleave(16)
     with torch.no_grad():
         whole, grouped = (
-            sqnr([layer.weight], [made(layer, None, weight_bits=4, **g).reference.weight])
-            for g in ({}, {"group_size": 16})
+            sqnr([layer.weight], [made(layer, None, weight_bits=4, group_size=size).reference.weight])
+            for size in (None, 16)
         )
         shares = [
             sqnr([part], [other])

@@ -226,11 +226,12 @@ def test_which_batches_are_kept() -> None:
     kept = RecentBatches(10**6)
     for number in range(20):
         kept.add(((torch.full((100, 2), float(number)),), {}), [norm])
-    assert [int(args[0][0, 0]) for args, _ in kept.taken()] == list(range(20 - -(-KEPT // 100), 20))
-    assert kept.taken() == [] and kept.norms == {norm}
+    batches, norms = kept.taken()
+    assert [int(args[0][0, 0]) for args, _ in batches] == list(range(20 - -(-KEPT // 100), 20)) and norms == {norm}
+    assert kept.taken() == ([], set())
     kept.add(((torch.zeros(LEAST - 1, 2),), {}), [norm])
-    assert kept.taken() == []
+    assert kept.taken()[0] == []
     few = RecentBatches(10)  # as many as memory takes
     for _ in range(5):
         few.add(((torch.zeros(4, 2),), {}), [norm])
-    assert few.items == 12 and len(few.taken()) == 3
+    assert few.items == 12 and len(few.taken()[0]) == 3
